@@ -1,0 +1,2 @@
+//! The `stem` program.
+fn main() {}

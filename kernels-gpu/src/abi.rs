@@ -1,0 +1,322 @@
+//! Parameter blocks shared by device and host. `#[repr(C)]`, plain data; pointers travel as `u64` device addresses.
+//!
+//! Naming of dimensions: `total_q` query tokens over all requests, `total_qb` query blocks, `total_kb` key blocks,
+//! `hq`/`hkv` heads. A request's query blocks are cut at absolute multiples of 128 of its sequence (history included),
+//! so its first and last block may be partial (stem.md, section 5).
+
+/// One request of a batch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Row of its first new token in `q`, `q_scale`, `out`, `lse`.
+    pub q_start: i32,
+    /// New tokens of this chunk (may be 0).
+    pub q_len: i32,
+    /// Visible KV tokens, this chunk included; at least `q_len` when causal.
+    pub kv_len: i32,
+    /// Index of its first query block among all query blocks.
+    pub qb_start: i32,
+    /// Number of its query blocks: `ceil(kv_len/128) - (kv_len - q_len)/128`, or 0 when `q_len` is 0.
+    pub qb_len: i32,
+    /// Index of its first key block among all key blocks (key sums, run norms and V tiles are indexed so).
+    pub kb_start: i32,
+    /// Number of its key blocks: `ceil(kv_len/128)`.
+    pub kb_len: i32,
+    /// Absolute index of its first query block: `(kv_len - q_len)/128`.
+    pub first_block: i32,
+}
+
+/// One query block: which request, which block of it, and how many key blocks it may keep.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueryBlock {
+    /// Index of the request.
+    pub request: i32,
+    /// Absolute block index in the sequence: covers tokens `128 * block ..`.
+    pub block: i32,
+    /// Budget of key blocks (Token Position Decay), at least 1.
+    pub budget: i32,
+    /// Padding to 16 bytes; zero.
+    pub reserved: i32,
+}
+
+/// One key block: which request and which block of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyBlock {
+    /// Index of the request.
+    pub request: i32,
+    /// Block index in the sequence: covers tokens `128 * block ..`.
+    pub block: i32,
+}
+
+/// Byte strides of a paged tensor; rows of 128 bytes are contiguous. NHD: token = hkv*128, head = 128.
+/// HND: head = page_size*128, token = 128.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageStrides {
+    /// Bytes from one page to the next.
+    pub page: i64,
+    /// Bytes from one token of a page to the next.
+    pub token: i64,
+    /// Bytes from one head to the next.
+    pub head: i64,
+}
+
+/// `append_kv_bf16_d128`: bf16 K and V of the new tokens to e4m3 pages. Grid (total_qb, hkv), 128 threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AppendKvParams {
+    /// bf16 `[total_q, hkv, 128]`.
+    pub k: u64,
+    /// bf16 `[total_q, hkv, 128]`.
+    pub v: u64,
+    /// e4m3 pages.
+    pub k_pages: u64,
+    /// e4m3 pages.
+    pub v_pages: u64,
+    /// i32 `[batch, table_stride]`.
+    pub page_table: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// f32 `[1]` or `[hkv]`: real = code * scale.
+    pub k_scale: u64,
+    /// f32 `[1]` or `[hkv]`.
+    pub v_scale: u64,
+    /// Strides of the K pages.
+    pub k_strides: PageStrides,
+    /// Strides of the V pages.
+    pub v_strides: PageStrides,
+    /// 0: one K scale for all heads; 1: one per head.
+    pub k_scale_stride: i32,
+    /// 0: one V scale for all heads; 1: one per head.
+    pub v_scale_stride: i32,
+    /// Tokens in a page: a power of two from 16 to 256.
+    pub page_size: i32,
+    /// Entries of one request in the page table.
+    pub table_stride: i32,
+    /// Number of pages: entries outside `0..pages` are skipped.
+    pub pages: i32,
+    /// KV heads.
+    pub hkv: i32,
+}
+
+/// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of every key block. Grid (total_kb, hkv), 128 threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SummarizeKvParams {
+    /// e4m3 pages.
+    pub k_pages: u64,
+    /// e4m3 pages.
+    pub v_pages: u64,
+    /// i32 `[batch, table_stride]`.
+    pub page_table: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// [`KeyBlock`] `[total_kb]`.
+    pub key_blocks: u64,
+    /// f32 `[1]` or `[hkv]`.
+    pub k_scale: u64,
+    /// f32 `[1]` or `[hkv]`.
+    pub v_scale: u64,
+    /// Out, or 0 to skip: bf16 `[hkv, total_kb, 16, 128]`, **group g stored at 15 - g**, so that the score is a plain dot product.
+    pub k_sums: u64,
+    /// Out, or 0 to skip: f32 `[hkv, total_kb, 8]`: ln(largest V norm of the run + 1e-6); an empty run gives ln(1e-6).
+    pub run_norms: u64,
+    /// Out: e4m3 codes `[total_kb, hkv, 16384]` in the order of [`crate::layout::v_tile_offset`]; tokens past `kv_len` are 0.
+    pub v_tiles: u64,
+    /// Strides of the K pages.
+    pub k_strides: PageStrides,
+    /// Strides of the V pages.
+    pub v_strides: PageStrides,
+    /// 0: one K scale for all heads; 1: one per head.
+    pub k_scale_stride: i32,
+    /// 0: one V scale for all heads; 1: one per head.
+    pub v_scale_stride: i32,
+    /// Tokens in a page: a power of two from 16 to 256.
+    pub page_size: i32,
+    /// Entries of one request in the page table.
+    pub table_stride: i32,
+    /// Number of pages: tokens of an entry outside `0..pages` read as 0.
+    pub pages: i32,
+    /// Key blocks over all requests.
+    pub total_kb: i32,
+    /// KV heads.
+    pub hkv: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `select_query_sums`: group sums of the queries. Grid (total_qb, hq), 128 threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct QuerySumsParams {
+    /// e4m3 `[total_q, hq, 128]`.
+    pub q: u64,
+    /// f32 `[total_q, hq]`.
+    pub q_scale: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// Out: bf16 `[hq, total_qb, 16, 128]`, group g at g.
+    pub q_sums: u64,
+    /// Query heads.
+    pub hq: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+}
+
+/// `select_value_bias`: z-scores of the run norms, averaged per block. Grid (batch, hkv), 256 threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ValueBiasParams {
+    /// f32 `[hkv, total_kb, 8]`.
+    pub run_norms: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// Out: f32 `[hkv, total_kb]`.
+    pub v_bias: u64,
+    /// Weight of the value term.
+    pub lambda: f32,
+    /// 1: mean and deviation over every run of the padded length (preset hpc); 0: over runs with a token.
+    pub count_empty_runs: i32,
+    /// Key blocks over all requests.
+    pub total_kb: i32,
+    /// KV heads.
+    pub hkv: i32,
+}
+
+/// `select_scores` (parameter 0; parameters 1 and 2 are the tensor maps of `q_sums` and `k_sums`): bf16 GEMM per head.
+/// Grid (ceil(max kb_len/128), ceil(max qb_len/128), batch * hq), [`crate::config`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoresParams {
+    /// f32 `[hkv, total_kb]`.
+    pub v_bias: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// Out: f32 `[hq, total_qb, score_stride]`; column j is key block j of the row's request.
+    pub scores: u64,
+    /// Weight of the anti-diagonal sum.
+    pub qk_scale: f32,
+    /// 1: round the score to bf16 (preset hpc).
+    pub round_bf16: i32,
+    /// Columns of a score row, at least the largest `kb_len`.
+    pub score_stride: i32,
+    /// Query heads.
+    pub hq: i32,
+    /// Query heads per KV head.
+    pub group: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// Key blocks over all requests.
+    pub total_kb: i32,
+    /// 1: tiles wholly above the diagonal are skipped (their scores are never read).
+    pub causal: i32,
+}
+
+/// `select_topk`: budgets, guards and exact top-k of each score row. Grid (total_qb, hq), 256 threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TopkParams {
+    /// f32 `[hq, total_qb, score_stride]`.
+    pub scores: u64,
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// Out: i32 `[hq, total_qb, list_stride]`, ascending key-block indices.
+    pub lists: u64,
+    /// Out: i32 `[hq, total_qb]`.
+    pub counts: u64,
+    /// Columns of a score row.
+    pub score_stride: i32,
+    /// Entries of a list, at least the largest possible count.
+    pub list_stride: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// 1: candidates end at the diagonal block.
+    pub causal: i32,
+    /// First blocks always kept.
+    pub sink: i32,
+    /// Last blocks up to and including the diagonal always kept (at least 1).
+    pub window: i32,
+    /// 0: guards inside the budget; 1: on top of it.
+    pub guards_on_top: i32,
+    /// 0: exact count, ties to the lower index; 1: every tie kept.
+    pub keep_all_ties: i32,
+}
+
+/// `attend_fp8_d128` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K pages).
+/// Grid (hq, total_qb), [`crate::config::attend::THREADS`] threads. Block y handles query block `total_qb - 1 - y`: the longest rows first.
+///
+/// Tensor map of Q: u8, 3D `[128, hq, total_q]`, box `[128, 1, 128]`, 128-byte swizzle, zero fill.
+/// Tensor map of K: u8, 4D `[128, page_size, hkv, pages]`, box `[128, min(page_size, 128), 1, 1]`, 128-byte swizzle, zero fill.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AttendParams {
+    /// f32 `[total_q, hq]`, positive.
+    pub q_scale: u64,
+    /// f32 `[1]` or `[hkv]`.
+    pub k_scale: u64,
+    /// f32 `[1]` or `[hkv]`.
+    pub v_scale: u64,
+    /// i32 `[batch, table_stride]`.
+    pub page_table: u64,
+    /// e4m3 codes `[total_kb, hkv, 16384]` from `summarize_kv`.
+    pub v_tiles: u64,
+    /// i32 `[hq, total_qb, list_stride]` ascending, or 0: every visible block (dense).
+    pub lists: u64,
+    /// i32 `[hq, total_qb]`, or 0 when dense.
+    pub counts: u64,
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// Out: bf16 `[total_q, hq, 128]`.
+    pub out: u64,
+    /// Out: f32 `[total_q, hq]` natural log-sum-exp, or 0.
+    pub lse: u64,
+    /// `log2(e) / sqrt(128)` or the caller's softmax scale times log2(e).
+    pub softmax_scale_log2: f32,
+    /// Query heads.
+    pub hq: i32,
+    /// KV heads.
+    pub hkv: i32,
+    /// Query heads per KV head.
+    pub group: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// Entries of a list.
+    pub list_stride: i32,
+    /// Entries of one request in the page table.
+    pub table_stride: i32,
+    /// log2 of the tokens in a page (4 to 8).
+    pub page_size_log2: i32,
+    /// 1: causal, bottom-right aligned.
+    pub causal: i32,
+    /// 0: one K scale for all heads; 1: one per head.
+    pub k_scale_stride: i32,
+    /// 0: one V scale for all heads; 1: one per head.
+    pub v_scale_stride: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<Request>() == 32);
+    assert!(size_of::<QueryBlock>() == 16);
+    assert!(size_of::<KeyBlock>() == 8);
+    assert!(size_of::<PageStrides>() == 24);
+    assert!(size_of::<AppendKvParams>() == 144 && offset_of!(AppendKvParams, k_strides) == 72);
+    assert!(size_of::<SummarizeKvParams>() == 160 && offset_of!(SummarizeKvParams, k_strides) == 80);
+    assert!(size_of::<QuerySumsParams>() == 48);
+    assert!(size_of::<ValueBiasParams>() == 40);
+    assert!(size_of::<ScoresParams>() == 56);
+    assert!(size_of::<TopkParams>() == 72);
+    assert!(size_of::<AttendParams>() == 136 && offset_of!(AttendParams, softmax_scale_log2) == 88);
+};

@@ -1,0 +1,91 @@
+//! Shared-memory swizzle, operand descriptors, fragment maps and page arithmetic as plain `const fn`s, tested on the CPU.
+
+/// Order of 32 consecutive tokens along a row of a transposed V tile: position p holds token `V_TOKEN_ORDER[p]`.
+///
+/// The f32 accumulator of S gives lane t (of four) columns 2t, 2t+1 of every group of 8; the e4m3 A fragment of the next
+/// wgmma wants four consecutive k per lane. With this order P is packed without shuffles.
+pub const V_TOKEN_ORDER: [u8; 32] = {
+    let mut order = [0u8; 32];
+    let mut p = 0;
+    while p < 32 {
+        let (half, in_half) = (p / 16, p % 16);
+        let (lane, i) = (in_half / 4, in_half % 4);
+        let token = if i < 2 { 2 * lane + i } else { 8 + 2 * lane + i - 2 };
+        order[p] = (half * 16 + token) as u8;
+        p += 1;
+    }
+    order
+};
+
+/// Inverse of [`V_TOKEN_ORDER`]: position of token `t` (0..32).
+pub const fn v_token_position(t: usize) -> usize {
+    let (half, in_half) = (t / 16, t % 16);
+    let (eight, j) = (in_half / 8, in_half % 8);
+    half * 16 + (j / 2) * 4 + eight * 2 + j % 2
+}
+
+/// Byte offset after the 128-byte swizzle of TMA and wgmma: bits 4..7 are xored with bits 7..10 (the row in eight).
+pub const fn swizzle_128(offset: usize) -> usize {
+    offset ^ ((offset >> 3) & 0x70)
+}
+
+/// Byte offset of value element (dimension `d`, token `t` of the block) in a 16 KiB transposed V tile.
+pub const fn v_tile_offset(d: usize, t: usize) -> usize {
+    swizzle_128(d * 128 + (t / 32) * 32 + v_token_position(t % 32))
+}
+
+/// wgmma operand descriptor of a K-major tile with rows of 128 bytes and the 128-byte swizzle, at shared address `addr`
+/// (1,024-byte aligned): address >> 4, leading offset 1, stride 1,024 bytes between groups of eight rows, swizzle mode 1.
+/// Advance by +2 for every 32 bytes along K.
+pub const fn descriptor_k128(addr: u32) -> u64 {
+    (((addr & 0x3_FFFF) >> 4) as u64) | (1 << 16) | (64 << 32) | (1 << 62)
+}
+
+/// Row (0..64) of accumulator register `i` (0..N/2) of a `m64nNk*` wgmma in thread `thread` (0..128) of the warpgroup.
+pub const fn accumulator_row(thread: usize, i: usize) -> usize {
+    (thread / 32) * 16 + (thread % 32) / 4 + 8 * ((i / 2) % 2)
+}
+
+/// Column of accumulator register `i` in thread `thread` of the warpgroup.
+pub const fn accumulator_col(thread: usize, i: usize) -> usize {
+    (i / 4) * 8 + (thread % 4) * 2 + i % 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_order_and_position_are_inverse() {
+        for (p, &t) in V_TOKEN_ORDER.iter().enumerate() {
+            assert_eq!(v_token_position(t as usize), p);
+        }
+        assert_eq!(V_TOKEN_ORDER[..16], [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]);
+    }
+
+    #[test]
+    fn v_tile_offsets_are_a_permutation() {
+        let mut seen = vec![false; 128 * 128];
+        for d in 0..128 {
+            for t in 0..128 {
+                let o = v_tile_offset(d, t);
+                assert!(!seen[o]);
+                seen[o] = true;
+                assert_eq!(o / 128, d, "the swizzle stays inside a row");
+            }
+        }
+    }
+
+    #[test]
+    fn accumulator_map_covers_the_tile_once() {
+        let mut seen = vec![false; 64 * 128];
+        for thread in 0..128 {
+            for i in 0..64 {
+                let at = accumulator_row(thread, i) * 128 + accumulator_col(thread, i);
+                assert!(!seen[at]);
+                seen[at] = true;
+            }
+        }
+        assert!(seen.into_iter().all(|s| s));
+    }
+}
