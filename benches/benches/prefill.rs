@@ -1,1 +1,3 @@
+//! Benchmarks of the prefill stages.
+
 fn main() {}
