@@ -1,3 +1,1 @@
-//! The kernels: one file each, thin entries over `tile` and `pipeline`.
-
-pub mod attend;
+//! One file per kernel.
