@@ -206,6 +206,8 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
             sum = softmax.total();
         }
         // Found again rather than kept: every register that lives through the main loop would be a spill.
+        let tid = special::tid_x_again();
+        let (wg, thread) = (tid / 128 - 1, tid % 128);
         let work = locate(p);
         let rows = rows_of(p, &work, wg, thread);
         let v_scale = *(p.v_scale as *const f32).offset((work.kv_head * p.v_scale_stride) as isize);
