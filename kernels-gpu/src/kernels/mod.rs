@@ -1,1 +1,7 @@
 //! One file per kernel.
+
+pub mod probe;
+pub mod probe_copy;
+pub mod probe_math;
+pub mod probe_sync;
+pub mod probe_wgmma;
