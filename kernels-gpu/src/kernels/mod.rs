@@ -1,5 +1,6 @@
-//! One file per kernel.
+//! The kernels: one file each, thin entries over `tile` and `pipeline`.
 
+pub mod attend;
 pub mod probe;
 pub mod probe_copy;
 pub mod probe_math;
