@@ -1,3 +1,8 @@
 //! The kernels: one file each, thin entries over `tile` and `pipeline`.
 
 pub mod attend;
+pub mod probe;
+pub mod probe_copy;
+pub mod probe_math;
+pub mod probe_sync;
+pub mod probe_wgmma;
