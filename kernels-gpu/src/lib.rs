@@ -6,6 +6,8 @@
 //! arithmetic as plain functions that the CPU tests reach).
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_gpu_kernel, asm_experimental_arch, stdarch_nvptx))]
+// By-value `#[repr(C)]` blocks are how parameters travel; the PTX they become (`.param .align 8 .b8 p[size]`) is audited.
+#![cfg_attr(target_arch = "nvptx64", allow(improper_gpu_kernel_arg))]
 
 pub mod abi;
 pub mod config;

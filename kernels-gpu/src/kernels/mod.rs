@@ -1,1 +1,1 @@
-//! (being built)
+//! One file per kernel.
