@@ -1,1 +1,3 @@
-//! One file per kernel.
+//! The kernels: one file each, thin entries over `tile` and `pipeline`.
+
+pub mod attend;
