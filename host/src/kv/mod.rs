@@ -1,1 +1,3 @@
 //! Paged KV cache.
+
+pub mod layout;
