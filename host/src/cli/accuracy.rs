@@ -1,6 +1,6 @@
 //! Error of an output against f64 attention on a sample of rows.
 
-use super::work::Geometry;
+use super::work::Shape;
 use crate::mask::BlockLists;
 use crate::tensor::PrefillInputs;
 use half::bf16;
@@ -27,7 +27,7 @@ pub struct Errors {
 
 /// Up to `count` rows: the last token of each head first, the rest drawn from a fixed sequence, so that every run and
 /// both backends look at the same rows.
-pub fn sample(g: &Geometry, count: usize, seed: u64) -> Vec<Row> {
+pub fn sample(g: &Shape, count: usize, seed: u64) -> Vec<Row> {
     if g.tokens == 0 {
         return Vec::new();
     }
@@ -57,7 +57,7 @@ fn mix(mut x: u64) -> u64 {
 /// Measures `out` `[T, hq, 128]` on `rows`, calling `done` after each.
 pub fn measure(
     inputs: &PrefillInputs<'_>,
-    g: &Geometry,
+    g: &Shape,
     lists: &BlockLists,
     out: &[bf16],
     rows: &[Row],
@@ -99,7 +99,7 @@ fn difference(got: &[bf16], want: &[f64; HEAD_DIM]) -> (f64, f64) {
 }
 
 /// f64 attention of one row over the keys of `spans` (empty and backward spans hold none); zero when there is no key.
-fn attend(inputs: &PrefillInputs<'_>, g: &Geometry, row: Row, spans: impl Iterator<Item = std::ops::Range<usize>> + Clone) -> [f64; HEAD_DIM] {
+fn attend(inputs: &PrefillInputs<'_>, g: &Shape, row: Row, spans: impl Iterator<Item = std::ops::Range<usize>> + Clone) -> [f64; HEAD_DIM] {
     let kv_head = row.head / (g.hq / g.hkv.max(1)).max(1);
     let per_head = |scales: &[f32]| f64::from(if scales.len() == 1 { scales[0] } else { scales[kv_head] });
     let at = (row.token * g.hq + row.head) * HEAD_DIM;
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn rows_of_the_sample_exist_and_repeat() {
         for (tokens, hq, count) in [(0, 2, 8), (1, 1, 64), (3, 2, 64), (1000, 4, 64)] {
-            let g = Geometry { tokens, kv_tokens: tokens + 7, hq, hkv: 1 };
+            let g = Shape { tokens, kv_tokens: tokens + 7, hq, hkv: 1 };
             let rows = sample(&g, count, 1);
             assert!(rows.len() <= count && rows.iter().all(|r| r.token < tokens && r.head < hq));
             assert_eq!(rows, sample(&g, count, 1));
@@ -161,7 +161,7 @@ mod tests {
         // All keys equal: attention is the mean of v whatever the selection, so a list that leaves out block 0 (v = 1)
         // and keeps block 1 (v = 2) gives 2, and dense gives the mean.
         let (tokens, one, two) = (256, F8E4M3::from_f32(1.0), F8E4M3::from_f32(2.0));
-        let g = Geometry { tokens, kv_tokens: tokens, hq: 1, hkv: 1 };
+        let g = Shape { tokens, kv_tokens: tokens, hq: 1, hkv: 1 };
         let k = vec![one; tokens * HEAD_DIM];
         let v: Vec<_> = (0..tokens * HEAD_DIM).map(|i| if i < BLOCK * HEAD_DIM { one } else { two }).collect();
         let q_scale = vec![1.0; tokens];

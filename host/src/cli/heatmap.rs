@@ -1,6 +1,6 @@
 //! SVG picture of the kept blocks: one panel per query head, one path element per panel.
 
-use super::work::Geometry;
+use super::work::Shape;
 use crate::mask::BlockLists;
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ const MARGIN: f64 = 52.0;
 const COLUMNS: usize = 4;
 
 /// The picture as SVG text.
-pub fn draw(g: &Geometry, lists: &BlockLists, title: &str) -> String {
+pub fn draw(g: &Shape, lists: &BlockLists, title: &str) -> String {
     let (qb, kb) = (g.qb(), g.kb());
     let columns = g.hq.clamp(1, COLUMNS);
     let rows = g.hq.div_ceil(columns).max(1);
@@ -39,7 +39,7 @@ pub fn draw(g: &Geometry, lists: &BlockLists, title: &str) -> String {
 const KEPT: &str = "#1f5fa8";
 const SKIPPED: &str = "#e3e7ee";
 
-fn panel(svg: &mut String, g: &Geometry, lists: &BlockLists, head: usize, qb: usize, kb: usize) {
+fn panel(svg: &mut String, g: &Shape, lists: &BlockLists, head: usize, qb: usize, kb: usize) {
     let kept: usize = (0..qb).map(|row| lists.row(head, row).len()).sum();
     let share = 100.0 * kept as f64 / g.causal_blocks().max(1) as f64;
     let (sx, sy) = (PANEL / kb.max(1) as f64, PANEL / qb.max(1) as f64);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn picture_names_heads_axes_and_share() {
-        let g = Geometry { tokens: 256, kv_tokens: 256, hq: 2, hkv: 1 };
+        let g = Shape { tokens: 256, kv_tokens: 256, hq: 2, hkv: 1 };
         let lists = BlockLists { hq: 2, total_qb: 2, stride: 2, counts: vec![1, 1, 1, 2], lists: vec![0, 0, 1, 0, 0, 0, 0, 1] };
         let svg = draw(&g, &lists, "a < b");
         for part in ["a &lt; b", "head 0: 66.7 %", "head 1: 100.0 %", "key block", "query block", "M1 1h1v1h-1z", "M0 1h2v1h-2z"] {
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn no_query_is_an_empty_picture() {
-        let g = Geometry { tokens: 0, kv_tokens: 0, hq: 1, hkv: 1 };
+        let g = Shape { tokens: 0, kv_tokens: 0, hq: 1, hkv: 1 };
         assert!(draw(&g, &BlockLists { hq: 1, stride: 1, ..Default::default() }, "").contains("</svg>"));
     }
 }

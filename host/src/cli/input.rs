@@ -1,24 +1,23 @@
 //! Input tensors from a safetensors file. The file is untrusted: everything is checked before a tensor is read.
 
-use super::quantise;
-use super::work::Geometry;
+use super::work::Shape;
 use crate::error::{Error, Result};
+use crate::fp8::{quantize_per_tensor, quantize_per_token_head};
 use crate::mask::BlockLists;
 use crate::tensor::PrefillInputs;
 use float8::F8E4M3;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::path::Path;
 use stem_attn_kernels::config::HEAD_DIM;
 
-/// Names this program reads; others in the file are ignored.
-const NAMES: [&str; 7] = ["q", "k", "v", "q_scale", "k_scale", "v_scale", "block_mask"];
+/// Most heads of either kind: the y extent of a CUDA grid.
+const MAX_HEADS: usize = 65_535;
 
 /// Tensors of one request, ready for a backend.
 #[derive(Debug)]
 pub struct Input {
-    pub geometry: Geometry,
+    pub shape: Shape,
     pub q: Vec<F8E4M3>,
     pub q_scale: Vec<f32>,
     pub k: Vec<F8E4M3>,
@@ -64,7 +63,7 @@ impl Input {
             get(name).ok_or_else(|| {
                 let mut names = tensors.names();
                 names.sort_unstable();
-                names.truncate(8);
+                let names: Vec<String> = names.into_iter().take(8).map(short).collect();
                 Error::shape(name, format!("a tensor {shape} in the file"), format!("none; the file holds {}", names.join(", ")))
             })
         };
@@ -73,6 +72,11 @@ impl Input {
         if v_shape != [kv_tokens, hkv] {
             return Err(Error::shape("v", format!("[{kv_tokens}, {hkv}, 128], the shape of k"), format!("{:?}", v.shape())));
         }
+        for (name, heads) in [("q", hq), ("k", hkv)] {
+            if heads > MAX_HEADS {
+                return Err(Error::shape(name, format!("at most {MAX_HEADS} heads"), heads));
+            }
+        }
         if hkv == 0 || hq == 0 || !hq.is_multiple_of(hkv) {
             return Err(Error::shape("q", format!("heads a positive multiple of the {hkv} KV heads of k"), format!("{hq} heads")));
         }
@@ -80,28 +84,28 @@ impl Input {
             return Err(Error::shape("k", format!("at least {tokens} tokens, as in q (causal: every query sees its own key)"), kv_tokens));
         }
         let prompt = i32::try_from(kv_tokens).map_err(|_| Error::shape("k", "at most 2,147,483,647 tokens", kv_tokens))?;
-        let geometry = Geometry { tokens, kv_tokens, hq, hkv };
-        let lists = get("block_mask").map(|m| mask_lists(&m, &geometry)).transpose()?;
+        let shape = Shape { tokens, kv_tokens, hq, hkv };
+        let lists = get("block_mask").map(|m| mask_lists(&m, &shape)).transpose()?;
 
         let (q_codes, q_scale) = match q.dtype() {
             Dtype::F8_E4M3 => (codes(&q), scales("q_scale", get("q_scale"), &[&[tokens, hq]])?.unwrap_or_else(|| vec![1.0; tokens * hq])),
             _ => {
                 no_scale("q_scale", "q", get("q_scale"), q.dtype())?;
-                quantise::per_group("q", &reals("q", &q)?, HEAD_DIM)?
+                quantize_per_token_head("q", &reals("q", &q)?)?
             }
         };
         let key_value = |name, scale_name, view: &TensorView<'_>| match view.dtype() {
             Dtype::F8_E4M3 => Ok((codes(view), scales(scale_name, get(scale_name), &[&[1], &[hkv]])?.unwrap_or_else(|| vec![1.0]))),
             _ => {
                 no_scale(scale_name, name, get(scale_name), view.dtype())?;
-                quantise::per_tensor(name, &reals(name, view)?).map(|(codes, scale)| (codes, vec![scale]))
+                quantize_per_tensor(name, &reals(name, view)?).map(|(codes, scale)| (codes, vec![scale]))
             }
         };
         let (k_codes, k_scale) = key_value("k", "k_scale", &k)?;
         let (v_codes, v_scale) = key_value("v", "v_scale", &v)?;
         let source = format!("q {:?}, k {:?}, v {:?}", q.dtype(), k.dtype(), v.dtype());
         let input = Self {
-            geometry,
+            shape,
             q: q_codes,
             q_scale,
             k: k_codes,
@@ -127,13 +131,18 @@ impl Input {
             v: &self.v,
             k_scale: &self.k_scale,
             v_scale: &self.v_scale,
-            hq: self.geometry.hq,
-            hkv: self.geometry.hkv,
+            hq: self.shape.hq,
+            hkv: self.shape.hkv,
             cu_seqlens_q: &self.cu_q,
             cu_seqlens_kv: &self.cu_kv,
             prompt_lens: &self.prompt,
         }
     }
+}
+
+/// A name from the file, cut so that a message stays one short line.
+fn short(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(40).collect()
 }
 
 fn malformed(got: impl ToString) -> Error {
@@ -155,9 +164,7 @@ fn check_header(bytes: &[u8]) -> Result<()> {
         match (offset(0), offset(1)) {
             (Some(start), Some(end)) if start <= end && end <= data => {}
             _ => {
-                // The name comes from the file: keep the message to one short line.
-                let name: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
-                return Err(malformed(format!("data_offsets of `{name}` outside the file's {data} bytes of data")));
+                return Err(malformed(format!("data_offsets of `{}` outside the file's {data} bytes of data", short(name))));
             }
         }
     }
@@ -178,13 +185,13 @@ fn codes(view: &TensorView<'_>) -> Vec<F8E4M3> {
     view.data().iter().map(|&b| F8E4M3::from_bits(b)).collect()
 }
 
-/// BF16, F16 or F32 little-endian data; the file does not align it.
+/// BF16, F16 or F32 little-endian data as f32; the file does not align it.
 fn reals(name: &'static str, view: &TensorView<'_>) -> Result<Vec<f32>> {
     let pairs = view.data().as_chunks::<2>().0;
     Ok(match view.dtype() {
-        Dtype::BF16 => pairs.par_iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::F16 => pairs.par_iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::F32 => view.data().as_chunks::<4>().0.par_iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::BF16 => pairs.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::F16 => pairs.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::F32 => view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         other => return Err(Error::shape(name, "dtype F8_E4M3, BF16, F16 or F32", format!("{other:?}"))),
     })
 }
@@ -209,7 +216,7 @@ fn no_scale(name: &'static str, of: &str, view: Option<TensorView<'_>>, dtype: D
 }
 
 /// `block_mask` U8 [Hq, Qb, Kb] as lists. Blocks above the diagonal hold no visible key: they are dropped.
-fn mask_lists(view: &TensorView<'_>, g: &Geometry) -> Result<BlockLists> {
+fn mask_lists(view: &TensorView<'_>, g: &Shape) -> Result<BlockLists> {
     if view.dtype() != Dtype::U8 {
         return Err(Error::shape("block_mask", "dtype U8", format!("{:?}", view.dtype())));
     }
@@ -237,9 +244,4 @@ fn mask_lists(view: &TensorView<'_>, g: &Geometry) -> Result<BlockLists> {
         lists.lists.extend(row);
     }
     Ok(lists)
-}
-
-/// Whether a tensor name is one that this program reads.
-pub fn known(name: &str) -> bool {
-    NAMES.contains(&name)
 }

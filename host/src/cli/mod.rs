@@ -12,7 +12,6 @@ mod info;
 mod input;
 mod prefill;
 mod progress;
-mod quantise;
 mod table;
 mod work;
 
@@ -32,12 +31,16 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, whatever a JIT log or a nested message holds.
-            let message = format!("{error:#}");
-            eprintln!("error: {}", message.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | "));
+            eprintln!("error: {}", one_line(&format!("{error:#}")));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// A message on one line of bounded length without control characters, whatever a JIT log or a file's names hold.
+fn one_line(message: &str) -> String {
+    let lines: Vec<_> = message.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    lines.join(" | ").chars().filter(|c| !c.is_control()).take(4000).collect()
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -50,6 +53,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_are_one_line() {
+        assert_eq!(one_line("a\n\n  b\u{1b}[31m\r\nc"), "a | b[31m | c");
+    }
 
     #[test]
     fn exit_codes_tell_who_can_mend_it() {

@@ -6,7 +6,7 @@ use stem_attn_kernels::config::{BLOCK, HEAD_DIM};
 
 /// One causal request: the last `tokens` of `kv_tokens` are queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
+pub struct Shape {
     /// New tokens T.
     pub tokens: usize,
     /// Visible tokens Tk, at least T.
@@ -17,7 +17,7 @@ pub struct Geometry {
     pub hkv: usize,
 }
 
-impl Geometry {
+impl Shape {
     /// Tokens before the first query.
     pub fn history(&self) -> usize {
         self.kv_tokens.saturating_sub(self.tokens)
@@ -94,7 +94,7 @@ pub fn tflops(pairs: u64, ms: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn every_block(g: &Geometry) -> BlockLists {
+    fn every_block(g: &Shape) -> BlockLists {
         let (qb, stride) = (g.qb(), g.kb().max(1));
         let mut lists = BlockLists { hq: g.hq, total_qb: qb, stride, counts: vec![], lists: vec![0; g.hq * qb * stride] };
         for h in 0..g.hq {
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn all_blocks_selected_is_all_visible_pairs() {
         for (tokens, kv_tokens) in [(0, 5), (1, 1), (127, 127), (128, 128), (129, 129), (300, 1000), (1, 4097), (130, 256)] {
-            let g = Geometry { tokens, kv_tokens, hq: 4, hkv: 2 };
+            let g = Shape { tokens, kv_tokens, hq: 4, hkv: 2 };
             let lists = every_block(&g);
             assert_eq!(g.selected_pairs(&lists), g.visible_pairs(), "{tokens} of {kv_tokens}");
             assert_eq!(g.kept(&lists).1, 1.0);
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn counts_of_a_small_case() {
-        let g = Geometry { tokens: 256, kv_tokens: 256, hq: 1, hkv: 1 };
+        let g = Shape { tokens: 256, kv_tokens: 256, hq: 1, hkv: 1 };
         assert_eq!((g.qb(), g.kb(), g.causal_blocks()), (2, 2, 3));
         assert_eq!(g.visible_pairs(), 256 * 257 / 2);
         let diagonal = BlockLists { hq: 1, total_qb: 2, stride: 1, counts: vec![1, 1], lists: vec![0, 1] };
