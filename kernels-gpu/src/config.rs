@@ -34,4 +34,24 @@ pub mod attend {
     /// Registers a consumer thread gets: 64 scores, 64 output, 64 fresh accumulator, 16 packed P and bookkeeping.
     /// 128 * 24 + 256 * 240 = 64,512 of the 65,536 registers of an SM.
     pub const CONSUMER_REGS: u32 = 240;
+
+    /// Where things lie in dynamic shared memory. Tiles come first: the 128-byte swizzle wants 1,024-byte alignment.
+    pub mod smem {
+        use super::{super::TILE_BYTES, STAGES};
+        /// The Q tile.
+        pub const Q: u32 = 0;
+        /// K stages.
+        pub const K: u32 = Q + TILE_BYTES as u32;
+        /// Transposed V stages.
+        pub const V: u32 = K + STAGES * TILE_BYTES as u32;
+        /// Barrier of the Q tile.
+        pub const Q_FULL: u32 = V + STAGES * TILE_BYTES as u32;
+        /// Barriers of the K ring: full and empty of each stage.
+        pub const K_RING: u32 = Q_FULL + 8;
+        /// Barriers of the V ring.
+        pub const V_RING: u32 = K_RING + 16 * STAGES;
+        /// Bytes of dynamic shared memory.
+        pub const BYTES: u32 = V_RING + 16 * STAGES;
+        const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
+    }
 }

@@ -1,1 +1,3 @@
-//! (being built)
+//! The kernels: one file each, thin entries over `tile` and `pipeline`.
+
+pub mod attend;
