@@ -9,6 +9,7 @@ mod commas;
 mod files;
 mod heatmap;
 mod info;
+mod machine;
 mod input;
 mod prefill;
 mod progress;

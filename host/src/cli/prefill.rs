@@ -4,6 +4,7 @@ use super::args::PrefillArgs;
 use super::commas::commas;
 use super::progress::Progress;
 use super::work::{Shape, tflops};
+use super::machine::Machine;
 use super::{accuracy, files, heatmap, input::Input, table};
 use crate::backend::{Backend, PrefillOptions, PrefillOutput, StageTime};
 use crate::config::{Selection, StemConfig};
@@ -11,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::mask::BlockLists;
 use crate::record::{self, Record};
 use safetensors::{Dtype, tensor::TensorView};
-use std::path::Path;
 
 /// Rows checked against f64 attention: enough for two digits of the error, a second or two of CPU time at 128 K.
 const SAMPLED_ROWS: usize = 128;
@@ -24,7 +24,7 @@ pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
     for (name, path) in [("output", &args.output), ("report", &args.report), ("mask", &args.mask)] {
         path.as_deref().map_or(Ok(()), |path| files::check_target(name, path))?;
     }
-    crate::kv::check_page_size(args.page_size)?;
+    crate::kv::layout::check_page_size(args.page_size)?;
     let mut config = StemConfig::preset(args.preset.into());
     config.alpha = args.alpha.unwrap_or(config.alpha);
     config.validate()?;
@@ -53,7 +53,7 @@ pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
     progress.step();
 
     progress.message("writing");
-    let run = Run { args, input: &input, backend: &backend, preset, output: &output, errors };
+    let run = Run { args, input: &input, machine: Machine::of(&backend), preset, output: &output, errors };
     if let Some(path) = &args.output {
         files::write_atomic("output", path, &serialise(&input.shape, &output)?)?;
     }
@@ -112,7 +112,7 @@ fn byte_mask(g: &Shape, lists: &BlockLists) -> Vec<u8> {
 struct Run<'a> {
     args: &'a PrefillArgs,
     input: &'a Input,
-    backend: &'a Backend,
+    machine: Machine,
     preset: &'a str,
     output: &'a PrefillOutput,
     errors: accuracy::Errors,
@@ -134,7 +134,7 @@ impl Run<'_> {
         let (kept, share) = g.kept(lists);
         let (selected, visible) = (g.selected_pairs(lists), g.visible_pairs());
         let facts = table::facts(&[
-            ("backend", self.backend.describe()),
+            ("backend", self.machine.describe()),
             ("tokens", format!("{} new, {} before them", commas(g.tokens), commas(g.history()))),
             ("heads", format!("{} query, {} KV, dimension 128; pages of {} tokens", g.hq, g.hkv, self.args.page_size)),
             ("input", self.input.source.clone()),
@@ -157,12 +157,11 @@ impl Run<'_> {
         let (g, lists) = (&self.input.shape, &self.output.lists);
         let (selected, visible) = (g.selected_pairs(lists), g.visible_pairs());
         let (command, commit, date) = (record::command(), record::commit(), record::now());
-        let (gpu, driver) = self.backend.gpu_and_driver();
         let of = |(name, t): (&'static str, StageTime)| Record {
             bench: name.into(),
-            backend: self.backend.name().into(),
-            gpu: gpu.clone(),
-            driver: driver.clone(),
+            backend: self.machine.backend.into(),
+            gpu: self.machine.gpu.clone(),
+            driver: self.machine.driver.clone(),
             hq: g.hq,
             hkv: g.hkv,
             d: stem_attn_kernels::config::HEAD_DIM,

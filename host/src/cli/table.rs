@@ -5,7 +5,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 /// A table of (what, value) rows.
 pub fn facts(rows: &[(&str, String)]) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED);
+    table.load_style(UTF8_FULL_CONDENSED);
     for (name, value) in rows {
         table.add_row(vec![Cell::new(name), Cell::new(value)]);
     }
@@ -15,7 +15,7 @@ pub fn facts(rows: &[(&str, String)]) -> String {
 /// A table with a header; every column but the first is right-aligned.
 pub fn grid(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED);
+    table.load_style(UTF8_FULL_CONDENSED);
     table.set_header(header.iter().map(Cell::new));
     for row in rows {
         table.add_row(row.iter().enumerate().map(|(i, text)| {
