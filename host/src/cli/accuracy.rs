@@ -55,14 +55,7 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// Measures `out` `[T, hq, 128]` on `rows`, calling `done` after each.
-pub fn measure(
-    inputs: &PrefillInputs<'_>,
-    g: &Shape,
-    lists: &BlockLists,
-    out: &[bf16],
-    rows: &[Row],
-    done: impl Fn() + Sync,
-) -> Errors {
+pub fn measure(inputs: &PrefillInputs<'_>, g: &Shape, lists: &BlockLists, out: &[bf16], rows: &[Row], done: impl Fn() + Sync) -> Errors {
     // [dense error, dense reference, selected error, selected reference], squared.
     let sums = rows
         .par_iter()

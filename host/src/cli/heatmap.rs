@@ -59,7 +59,11 @@ fn panel(svg: &mut String, g: &Shape, lists: &BlockLists, head: usize, qb: usize
     let _ = writeln!(svg, "<rect width=\"{PANEL}\" height=\"{PANEL}\" fill=\"none\" stroke=\"#888\"/>");
     for (tick, label) in ticks(kb) {
         let x = tick as f64 * sx;
-        let _ = write!(svg, "<path stroke=\"#888\" d=\"M{x:.1} {PANEL}v4\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", PANEL + 16.0);
+        let _ = write!(
+            svg,
+            "<path stroke=\"#888\" d=\"M{x:.1} {PANEL}v4\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
+            PANEL + 16.0
+        );
     }
     for (tick, label) in ticks(qb) {
         let y = tick as f64 * sy;

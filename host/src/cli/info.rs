@@ -28,7 +28,15 @@ fn gpu() -> Vec<(&'static str, String)> {
                 ("gpu", info.name.clone()),
                 ("driver", format!("{}, CUDA {}", info.driver_version.as_deref().unwrap_or("version unknown"), info.cuda_version)),
                 ("SMs", format!("{} at {} MHz peak", info.sm_count, info.sm_clock_mhz)),
-                ("memory", format!("{:.1} GiB at {} MHz, L2 {} MiB", info.memory_bytes as f64 / (1u64 << 30) as f64, info.memory_clock_mhz, info.l2_bytes >> 20)),
+                (
+                    "memory",
+                    format!(
+                        "{:.1} GiB at {} MHz, L2 {} MiB",
+                        info.memory_bytes as f64 / (1u64 << 30) as f64,
+                        info.memory_clock_mhz,
+                        info.l2_bytes >> 20
+                    ),
+                ),
                 ("shared memory", format!("{} KiB a block", info.shared_bytes_per_block >> 10)),
             ]
         }

@@ -49,7 +49,9 @@ impl Input {
         // the file meanwhile can end this process with SIGBUS, as for every reader of mapped files.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| unreadable(e.to_string()))?;
         Self::parse(&map).map_err(|e| match e {
-            Error::Value { name: "input", expected, got } => Error::Value { name: "input", expected, got: format!("{}: {got}", path.display()) },
+            Error::Value { name: "input", expected, got } => {
+                Error::Value { name: "input", expected, got: format!("{}: {got}", path.display()) }
+            }
             other => other,
         })
     }

@@ -2,9 +2,9 @@
 
 use super::args::PrefillArgs;
 use super::commas::commas;
+use super::machine::Machine;
 use super::progress::Progress;
 use super::work::{Shape, tflops};
-use super::machine::Machine;
 use super::{accuracy, files, heatmap, input::Input, table};
 use crate::backend::{Backend, PrefillOptions, PrefillOutput, StageTime};
 use crate::config::{Selection, StemConfig};
@@ -138,15 +138,37 @@ impl Run<'_> {
             ("tokens", format!("{} new, {} before them", commas(g.tokens), commas(g.history()))),
             ("heads", format!("{} query, {} KV, dimension 128; pages of {} tokens", g.hq, g.hkv, self.args.page_size)),
             ("input", self.input.source.clone()),
-            ("blocks", format!("{}: {} of {} causal blocks kept, {:.1} %", self.preset, commas(kept), commas(g.causal_blocks() * g.hq), 100.0 * share)),
-            ("error", format!("{:.4} relative to dense f64 attention, {:.4} on the selected blocks ({} rows)", self.errors.dense, self.errors.selected, self.errors.rows)),
+            (
+                "blocks",
+                format!(
+                    "{}: {} of {} causal blocks kept, {:.1} %",
+                    self.preset,
+                    commas(kept),
+                    commas(g.causal_blocks() * g.hq),
+                    100.0 * share
+                ),
+            ),
+            (
+                "error",
+                format!(
+                    "{:.4} relative to dense f64 attention, {:.4} on the selected blocks ({} rows)",
+                    self.errors.dense, self.errors.selected, self.errors.rows
+                ),
+            ),
         ]);
         let rows: Vec<_> = self
             .stages()
             .into_iter()
             .map(|(name, t)| {
                 let rate = |pairs| if works(name) { format!("{:.2}", tflops(pairs, t.ms)) } else { "-".into() };
-                vec![name.into(), table::milliseconds(t.ms), table::milliseconds(t.p10), table::milliseconds(t.p90), rate(selected), rate(visible)]
+                vec![
+                    name.into(),
+                    table::milliseconds(t.ms),
+                    table::milliseconds(t.p10),
+                    table::milliseconds(t.p90),
+                    rate(selected),
+                    rate(visible),
+                ]
             })
             .collect();
         let stages = table::grid(&["stage", "ms (median)", "p10", "p90", "TFLOP/s selected", "TFLOP/s dense-equivalent"], &rows);

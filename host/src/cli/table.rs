@@ -28,6 +28,16 @@ pub fn grid(header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// Milliseconds with four significant digits.
 pub fn milliseconds(ms: f64) -> String {
-    let digits = if ms >= 1000.0 { 0 } else if ms >= 100.0 { 1 } else if ms >= 10.0 { 2 } else if ms >= 1.0 { 3 } else { 4 };
+    let digits = if ms >= 1000.0 {
+        0
+    } else if ms >= 100.0 {
+        1
+    } else if ms >= 10.0 {
+        2
+    } else if ms >= 1.0 {
+        3
+    } else {
+        4
+    };
     format!("{ms:.digits$}")
 }
