@@ -1,1 +1,3 @@
-//! (being built)
+//! Stage rings between the producer and the consumers.
+
+pub mod ring;

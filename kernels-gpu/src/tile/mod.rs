@@ -1,1 +1,11 @@
-//! (being built)
+//! Tiles: operand descriptors, the two products of attention, softmax in registers, the epilogue.
+
+pub mod epilogue;
+pub mod mma;
+pub mod pages;
+pub mod reduce;
+pub mod softmax;
+pub mod sums;
+pub mod topk;
+#[macro_use]
+pub mod unroll;

@@ -1,0 +1,48 @@
+//! One-instruction f32 arithmetic. `ftz`: subnormal inputs and results count as zero.
+
+use super::pure32;
+
+/// 2^x, relative error about 2^-22. PTX: `ex2.approx.ftz.f32 d, x`. Called by any thread.
+#[inline(always)]
+pub fn ex2(x: f32) -> f32 {
+    pure32!(f32, "ex2.approx.ftz.f32 {}, {};", x)
+}
+
+/// log2(x), absolute error about 2^-22 near 1 and relative elsewhere; `lg2(0)` is minus infinity.
+/// PTX: `lg2.approx.ftz.f32 d, x`. Called by any thread.
+#[inline(always)]
+pub fn lg2(x: f32) -> f32 {
+    pure32!(f32, "lg2.approx.ftz.f32 {}, {};", x)
+}
+
+/// 1/x, error at most one unit in the last place. PTX: `rcp.approx.ftz.f32 d, x`. Called by any thread.
+#[inline(always)]
+pub fn rcp(x: f32) -> f32 {
+    pure32!(f32, "rcp.approx.ftz.f32 {}, {};", x)
+}
+
+/// Square root, correctly rounded. PTX: `sqrt.rn.f32 d, x`. Called by any thread.
+#[inline(always)]
+pub fn sqrt_rn(x: f32) -> f32 {
+    pure32!(f32, "sqrt.rn.f32 {}, {};", x)
+}
+
+/// The larger of two values; a NaN loses against a number. PTX: `max.f32 d, a, b`. Called by any thread.
+#[inline(always)]
+pub fn fmax(a: f32, b: f32) -> f32 {
+    pure32!(f32, "max.f32 {}, {}, {};", a, b)
+}
+
+/// `a * b + c` with one rounding. PTX: `fma.rn.ftz.f32 d, a, b, c`. Called by any thread.
+#[inline(always)]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    pure32!(f32, "fma.rn.ftz.f32 {}, {}, {}, {};", a, b, c)
+}
+
+/// Has `x` computed before this point: LLVM may otherwise sink arithmetic past a wait to its first use. Emits nothing but
+/// a comment. Called by any thread.
+#[inline(always)]
+pub fn pin(x: &mut f32) {
+    // SAFETY: no instruction; the value comes out as it went in.
+    unsafe { core::arch::asm!("// pin {0}", inout(reg32) * x, options(nomem, nostack)) };
+}
