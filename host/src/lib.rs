@@ -12,6 +12,8 @@ pub mod backend;
 pub mod budget;
 pub mod config;
 pub mod error;
+pub mod fp8;
+pub mod geometry;
 pub mod kv;
 pub mod mask;
 pub mod reference;
@@ -29,9 +31,12 @@ pub mod plan;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod record;
 
 pub use backend::{Backend, BackendKind, PrefillOptions, PrefillOutput, StageTimes};
 pub use config::{Guards, OamConfig, Preset, Schedule, Selection, StemConfig, TieRule};
 pub use error::{Error, Result};
+pub use geometry::Geometry;
 pub use mask::BlockLists;
 pub use tensor::PrefillInputs;

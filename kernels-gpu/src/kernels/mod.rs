@@ -2,6 +2,11 @@
 
 pub mod append_kv;
 pub mod attend;
+pub mod probe;
+pub mod probe_copy;
+pub mod probe_math;
+pub mod probe_sync;
+pub mod probe_wgmma;
 pub mod select_query_sums;
 pub mod select_scores;
 pub mod select_topk;

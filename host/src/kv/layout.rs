@@ -1,0 +1,257 @@
+//! Paged K and V in host memory: strides, page tables, and row access that no table entry can send out of bounds.
+
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use float8::F8E4M3;
+use stem_attn_kernels::abi::PageStrides;
+use stem_attn_kernels::config::{BLOCK, HEAD_DIM};
+
+/// Order of the dimensions inside a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PageLayout {
+    /// `[pages, page_size, hkv, 128]`.
+    #[default]
+    Nhd,
+    /// `[pages, hkv, page_size, 128]`.
+    Hnd,
+}
+
+impl PageLayout {
+    /// Byte strides of densely packed pages.
+    pub fn strides(self, hkv: usize, page_size: usize) -> PageStrides {
+        let (d, hkv, page_size) = (HEAD_DIM as i64, hkv as i64, page_size as i64);
+        match self {
+            Self::Nhd => PageStrides { page: page_size * hkv * d, token: hkv * d, head: d },
+            Self::Hnd => PageStrides { page: page_size * hkv * d, token: d, head: page_size * d },
+        }
+    }
+}
+
+/// Checks a page size.
+///
+/// # Errors
+/// [`Error::Value`] unless it is 16, 32, 64, 128 or 256 tokens.
+pub fn check_page_size(page_size: usize) -> Result<()> {
+    match page_size {
+        16 | 32 | 64 | 128 | 256 => Ok(()),
+        _ => Err(Error::value("page_size", "16, 32, 64, 128 or 256", page_size)),
+    }
+}
+
+/// K or V.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvTensor {
+    /// Keys.
+    K,
+    /// Values.
+    V,
+}
+
+/// A borrowed view of a paged KV cache: pages of e4m3 rows of 128 contiguous elements, and the page table.
+#[derive(Clone, Copy, Debug)]
+pub struct PagedKv<'a> {
+    /// Pages of K.
+    pub k_pages: &'a [F8E4M3],
+    /// Pages of V.
+    pub v_pages: &'a [F8E4M3],
+    /// Strides of K, in bytes.
+    pub k_strides: PageStrides,
+    /// Strides of V, in bytes.
+    pub v_strides: PageStrides,
+    /// Tokens in a page.
+    pub page_size: usize,
+    /// Pages of the pool; table entries are below it.
+    pub pages: usize,
+    /// KV heads.
+    pub hkv: usize,
+    /// `[batch, table_stride]`: physical page of each logical page; entries past a request's last page are not read.
+    pub table: &'a [i32],
+    /// Entries of one request.
+    pub table_stride: usize,
+}
+
+impl<'a> PagedKv<'a> {
+    /// Checks page size, extents and every table entry that a request of `geometry` uses.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the table or the pages are too small, [`Error::Value`] for a negative stride, a page size
+    /// that is not supported or an entry outside `0..pages`; the message names `page_table`, `k_pages` or `v_pages`.
+    pub fn validate(&self, geometry: &Geometry) -> Result<()> {
+        check_page_size(self.page_size)?;
+        for (name, pages, strides) in [("k_pages", self.k_pages, self.k_strides), ("v_pages", self.v_pages, self.v_strides)] {
+            let last = offset(strides, self.pages.saturating_sub(1), self.page_size - 1, self.hkv.saturating_sub(1));
+            let end = last.and_then(|at| at.checked_add(HEAD_DIM));
+            if self.pages > 0 && self.hkv > 0 && end.is_none_or(|end| end > pages.len()) {
+                let expected = format!("strides {strides:?} that keep {} pages of {} tokens inside", self.pages, self.page_size);
+                return Err(Error::shape(name, expected, format!("{} elements", pages.len())));
+            }
+        }
+        for (b, request) in geometry.requests.iter().enumerate() {
+            let used = (request.kv_len as usize).div_ceil(self.page_size);
+            let row = self.table_row(b).and_then(|row| row.get(..used));
+            let row = row.ok_or_else(|| {
+                let got = format!("{} entries in rows of {}", self.table.len(), self.table_stride);
+                Error::shape("page_table", format!("{used} entries for request {b}"), got)
+            })?;
+            if let Some((i, page)) = row.iter().enumerate().find(|(_, page)| usize::try_from(**page).map_or(true, |p| p >= self.pages)) {
+                return Err(Error::value("page_table", format!("a page in 0..{} at [{b}, {i}]", self.pages), page));
+            }
+        }
+        Ok(())
+    }
+
+    /// The 128 elements of one token and head, or `None` when the token has no page or lies outside the pages.
+    pub fn row(&self, tensor: KvTensor, request: usize, head: usize, token: usize) -> Option<&'a [F8E4M3; HEAD_DIM]> {
+        let (pages, strides) = match tensor {
+            KvTensor::K => (self.k_pages, self.k_strides),
+            KvTensor::V => (self.v_pages, self.v_strides),
+        };
+        pages.get(self.position(strides, request, head, token)?..)?.first_chunk()
+    }
+
+    fn position(&self, strides: PageStrides, request: usize, head: usize, token: usize) -> Option<usize> {
+        let page = *self.table_row(request)?.get(token.checked_div(self.page_size)?)?;
+        let page = usize::try_from(page).ok().filter(|&page| page < self.pages && head < self.hkv)?;
+        offset(strides, page, token % self.page_size, head)
+    }
+
+    fn table_row(&self, request: usize) -> Option<&'a [i32]> {
+        self.table.get(request.checked_mul(self.table_stride)?..)?.get(..self.table_stride)
+    }
+}
+
+fn offset(strides: PageStrides, page: usize, token: usize, head: usize) -> Option<usize> {
+    let part = |stride: i64, n: usize| usize::try_from(stride).ok()?.checked_mul(n);
+    part(strides.page, page)?.checked_add(part(strides.token, token)?)?.checked_add(part(strides.head, head)?)
+}
+
+/// Owned pages and page table, filled from ragged contiguous K and V.
+#[derive(Clone, Debug)]
+pub struct PagedTensors {
+    /// Pages of K; elements no token owns are 0.
+    pub k_pages: Vec<F8E4M3>,
+    /// Pages of V; elements no token owns are 0.
+    pub v_pages: Vec<F8E4M3>,
+    /// Strides of both.
+    pub strides: PageStrides,
+    /// Tokens in a page.
+    pub page_size: usize,
+    /// Pages.
+    pub pages: usize,
+    /// KV heads.
+    pub hkv: usize,
+    /// `[batch, table_stride]`; unused entries are -1.
+    pub table: Vec<i32>,
+    /// Entries of one request: enough for whole 128-token blocks.
+    pub table_stride: usize,
+}
+
+impl PagedTensors {
+    /// Pages `k` and `v` (`[total_kv, hkv, 128]`, request b in rows `cu_seqlens_kv[b]..cu_seqlens_kv[b + 1]`).
+    ///
+    /// Logical pages are numbered over the requests in order; `order[n]` is the physical page of logical page n. Without
+    /// an order the pages are sequential and as many as needed; with one, the pool is as long as the order.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a page size that is not supported, falling offsets, or an order that is not a permutation;
+    /// [`Error::Shape`] when `k` or `v` has another length; [`Error::OutOfPages`] when the order is too short.
+    pub fn build(
+        k: &[F8E4M3],
+        v: &[F8E4M3],
+        hkv: usize,
+        cu_seqlens_kv: &[i32],
+        page_size: usize,
+        layout: PageLayout,
+        order: Option<&[i32]>,
+    ) -> Result<Self> {
+        check_page_size(page_size)?;
+        let too_large = || Error::shape("k", "a size that fits the address space", format!("{hkv} heads"));
+        let row = hkv.checked_mul(HEAD_DIM).ok_or_else(too_large)?;
+        let mut lens = Vec::with_capacity(cu_seqlens_kv.len().saturating_sub(1));
+        for pair in cu_seqlens_kv.windows(2) {
+            match *pair {
+                [start, end] if 0 <= start && start <= end => lens.push((start as usize, (end - start) as usize)),
+                _ => return Err(Error::value("cu_seqlens_kv", "offsets that start at 0 and never fall", format!("{pair:?}"))),
+            }
+        }
+        let total = lens.last().map_or(0, |(start, len)| start + len).checked_mul(row).ok_or_else(too_large)?;
+        for (name, tensor) in [("k", k), ("v", v)] {
+            if tensor.len() != total {
+                return Err(Error::shape(name, format!("{total} elements"), tensor.len()));
+            }
+        }
+        let needed: usize = lens.iter().map(|(_, len)| len.div_ceil(page_size)).sum();
+        let pages = order.map_or(needed, <[i32]>::len);
+        if needed > pages {
+            return Err(Error::OutOfPages { needed, free: pages, total: pages });
+        }
+        if let Some(order) = order {
+            check_permutation(order)?;
+        }
+        let table_stride = lens.iter().map(|(_, len)| (len.div_ceil(BLOCK) * BLOCK).div_ceil(page_size)).max().unwrap_or(0).max(1);
+        let strides = layout.strides(hkv, page_size);
+        let elements = pages.checked_mul(page_size).and_then(|tokens| tokens.checked_mul(row)).ok_or_else(too_large)?;
+        let mut paged = Self {
+            k_pages: vec![F8E4M3::from_bits(0); elements],
+            v_pages: vec![F8E4M3::from_bits(0); elements],
+            strides,
+            page_size,
+            pages,
+            hkv,
+            table: vec![-1; lens.len() * table_stride],
+            table_stride,
+        };
+        let mut logical = 0;
+        for (&(start, len), table) in lens.iter().zip(paged.table.chunks_exact_mut(table_stride)) {
+            for (first, entry) in (0..len).step_by(page_size).zip(table) {
+                let page = order.map_or(logical as i32, |order| order[logical]);
+                (*entry, logical) = (page, logical + 1);
+                for token in first..len.min(first + page_size) {
+                    for head in 0..hkv {
+                        let from = (start + token) * row + head * HEAD_DIM;
+                        let Some(to) = offset(strides, page as usize, token - first, head) else { continue };
+                        paged.k_pages[to..to + HEAD_DIM].copy_from_slice(&k[from..from + HEAD_DIM]);
+                        paged.v_pages[to..to + HEAD_DIM].copy_from_slice(&v[from..from + HEAD_DIM]);
+                    }
+                }
+            }
+        }
+        Ok(paged)
+    }
+
+    /// The 128 elements of one token and head, to write, or `None` when the token has no page.
+    pub fn row_mut(&mut self, tensor: KvTensor, request: usize, head: usize, token: usize) -> Option<&mut [F8E4M3; HEAD_DIM]> {
+        let at = self.view().position(self.strides, request, head, token)?;
+        let pages = match tensor {
+            KvTensor::K => &mut self.k_pages,
+            KvTensor::V => &mut self.v_pages,
+        };
+        pages.get_mut(at..)?.first_chunk_mut()
+    }
+
+    /// A view of the pages.
+    pub fn view(&self) -> PagedKv<'_> {
+        PagedKv {
+            k_pages: &self.k_pages,
+            v_pages: &self.v_pages,
+            k_strides: self.strides,
+            v_strides: self.strides,
+            page_size: self.page_size,
+            pages: self.pages,
+            hkv: self.hkv,
+            table: &self.table,
+            table_stride: self.table_stride,
+        }
+    }
+}
+
+fn check_permutation(order: &[i32]) -> Result<()> {
+    let mut seen = vec![false; order.len()];
+    for &page in order {
+        match usize::try_from(page).ok().and_then(|page| seen.get_mut(page)) {
+            Some(seen) if !*seen => *seen = true,
+            _ => return Err(Error::value("page order", format!("a permutation of 0..{}", order.len()), page)),
+        }
+    }
+    Ok(())
+}
