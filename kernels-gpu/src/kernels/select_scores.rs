@@ -117,7 +117,7 @@ unsafe fn multiply(tile: &Tile, q_map: TensorMapPtr, k_map: TensorMapPtr, thread
         unroll!(S in [0 1 2] { fetch(tile, q_map, k_map, shared, S as u32, leader); });
         let mut step = 0;
         while step < STEPS {
-            mbarrier::wait(full(shared, step), step / STAGES & 1);
+            mbarrier::wait(full(shared, step), (step / STAGES) & 1);
             let q = descriptor_k128(stage(shared, step).0);
             let k = descriptor_k128(stage(shared, step).0 + OPERAND_BYTES);
             wgmma::fence();

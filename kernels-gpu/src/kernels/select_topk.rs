@@ -8,7 +8,7 @@ use crate::abi::{QueryBlock, Request, TopkParams};
 use crate::config::select::topk::{KEPT, TIES};
 use crate::layout::select::{Row, Threshold};
 use crate::ptx::{barrier, global, smem, special};
-use crate::tile::topk::{ScoreRow, Share, Tally, before_warp, clear, radix_select};
+use crate::tile::topk::{ScoreRow, Share, Tally, before_warp, clear, radix_select, warp_sum};
 
 /// Entry: see [`TopkParams`] for the grid and the tensors.
 ///
@@ -72,14 +72,14 @@ unsafe fn write_list(scores: ScoreRow, threshold: Threshold, list: u64, capacity
     let row = scores.row;
     // SAFETY: every warp takes the same number of steps, converged; a block is written only below the capacity.
     unsafe {
-        let mut ties = Tally(0);
+        let mut ties = 0;
         let mut step = 0;
         while step < share.steps {
             let j = share.start + step * 32 + lane as i32;
-            ties.next(is_tie(row, threshold, j, scores.key(j)), lane);
+            ties += is_tie(row, threshold, j, scores.key(j)) as u32;
             step += 1;
         }
-        let (ties_before, _) = before_warp(ties.0, smem::base().offset(TIES), thread);
+        let (ties_before, _) = before_warp(warp_sum(ties), smem::base().offset(TIES), thread);
 
         let (mut ties, mut kept) = (Tally(ties_before), Tally(0));
         step = 0;

@@ -73,7 +73,8 @@ unsafe fn value_bias(p: &ValueBiasParams) {
             let mut sum = 0.0;
             unroll!(U < 8 {
                 let u = j * RUNS as i32 + U as i32;
-                let z = (*first.offset(u as isize) - mean as f32) / divisor;
+                // The difference is taken in f64: norms that hardly differ would lose it in f32.
+                let z = (*first.offset(u as isize) as f64 - mean) as f32 / divisor;
                 // A NaN counts as nothing, like everything below the mean.
                 sum += if (u < counted) & (z > 0.0) { z } else { 0.0 };
             });

@@ -30,7 +30,7 @@ pub unsafe fn block_sum(x: f64, scratch: SmemAddr, thread: u32) -> f64 {
         sum += unsafe { joined(warp::shfl_bfly_u32(low, B as u32), warp::shfl_bfly_u32(high, B as u32)) };
     });
     let (low, high) = halves(sum);
-    let first = (thread % 32 == 0) as u32;
+    let first = thread.is_multiple_of(32) as u32;
     let slot = scratch.offset(thread / 32 * 8);
     let mut total = 0.0;
     // SAFETY: eight bytes a warp, written by its first lane; the barrier orders the reads after the writes.

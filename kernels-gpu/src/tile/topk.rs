@@ -125,6 +125,17 @@ impl Share {
     }
 }
 
+/// The sum over the lanes of a warp, for every lane.
+///
+/// # Safety
+/// Called by a whole warp, converged.
+#[inline(always)]
+pub unsafe fn warp_sum(mut count: u32) -> u32 {
+    // SAFETY: forwarded.
+    unroll!(B in [1 2 4 8 16] { count += unsafe { warp::shfl_bfly_u32(count, B as u32) }; });
+    count
+}
+
 /// What lies before a warp, and the whole, of a count that every warp has.
 ///
 /// # Safety
@@ -136,7 +147,7 @@ pub unsafe fn before_warp(count: u32, slots: SmemAddr, thread: u32) -> (u32, u32
     let warp = thread / 32;
     // SAFETY: one slot a warp, written by its first lane; the barrier orders the reads after the writes.
     let counts = unsafe {
-        smem::st_u32_if(slots.offset(warp * 4), count, (thread % 32 == 0) as u32);
+        smem::st_u32_if(slots.offset(warp * 4), count, thread.is_multiple_of(32) as u32);
         barrier::sync_all();
         let [a, b, c, d] = smem::ld_v4(slots);
         let [e, f, g, h] = smem::ld_v4(slots.offset(16));
