@@ -33,6 +33,8 @@ pub mod ptx;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod record;
 
 pub use backend::{Backend, BackendKind, PrefillOptions, PrefillOutput, StageTimes};
 pub use config::{Guards, OamConfig, Preset, Schedule, Selection, StemConfig, TieRule};

@@ -77,7 +77,7 @@ mod tests {
     /// The whole block, thread by thread, on (token, dimension) labels: what lands where `v_tile_offset` says.
     #[test]
     fn threads_together_write_the_tile() {
-        let value = |d: u32, t: u32| (d.wrapping_mul(167) ^ t.wrapping_mul(59) ^ (d * t >> 3)) as u8;
+        let value = |d: u32, t: u32| (d.wrapping_mul(167) ^ t.wrapping_mul(59) ^ ((d * t) >> 3)) as u8;
         let mut stage = vec![None; 128 * 128];
         for thread in 0..128u32 {
             let (chunk, r) = (thread % 8, thread / 8);
