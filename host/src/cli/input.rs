@@ -217,33 +217,15 @@ fn no_scale(name: &'static str, of: &str, view: Option<TensorView<'_>>, dtype: D
     }
 }
 
-/// `block_mask` U8 [Hq, Qb, Kb] as lists. Blocks above the diagonal hold no visible key: they are dropped.
+/// `block_mask` U8 [Hq, Qb, Kb] as lists; a block is kept where the byte is not 0. Blocks above the diagonal hold no
+/// visible key and are dropped.
 fn mask_lists(view: &TensorView<'_>, g: &Shape) -> Result<BlockLists> {
     if view.dtype() != Dtype::U8 {
         return Err(Error::shape("block_mask", "dtype U8", format!("{:?}", view.dtype())));
     }
-    let (qb, kb) = (g.qb(), g.kb());
-    if view.shape() != [g.hq, qb, kb] {
-        return Err(Error::shape("block_mask", format!("[{}, {qb}, {kb}]", g.hq), format!("{:?}", view.shape())));
+    let shape = [g.hq, g.qb(), g.kb()];
+    if view.shape() != shape {
+        return Err(Error::shape("block_mask", format!("{shape:?}"), format!("{:?}", view.shape())));
     }
-    if let Some(at) = view.data().iter().position(|&b| b > 1) {
-        return Err(Error::value("block_mask", "0 or 1", format!("{} at element {at}", view.data()[at])));
-    }
-    let rows: Vec<Vec<i32>> = view
-        .data()
-        .chunks(kb.max(1))
-        .enumerate()
-        .map(|(i, row)| {
-            let diagonal = g.first_block() + i % qb.max(1);
-            row.iter().take(diagonal + 1).enumerate().filter(|(_, b)| **b == 1).map(|(j, _)| j as i32).collect()
-        })
-        .collect();
-    let stride = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
-    let mut lists = BlockLists { hq: g.hq, total_qb: qb, stride, counts: Vec::with_capacity(rows.len()), lists: Vec::new() };
-    for mut row in rows {
-        lists.counts.push(row.len() as i32);
-        row.resize(stride, 0);
-        lists.lists.extend(row);
-    }
-    Ok(lists)
+    BlockLists::from_mask(view.data(), shape, g.hq, &g.geometry()?)
 }

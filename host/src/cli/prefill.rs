@@ -9,7 +9,6 @@ use super::{accuracy, files, heatmap, input::Input, table};
 use crate::backend::{Backend, PrefillOptions, PrefillOutput, StageTime};
 use crate::config::{Selection, StemConfig};
 use crate::error::{Error, Result};
-use crate::mask::BlockLists;
 use crate::record::{self, Record};
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -75,7 +74,7 @@ pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
 fn serialise(g: &Shape, output: &PrefillOutput) -> Result<Vec<u8>> {
     let failed = |e: safetensors::SafeTensorError| Error::value("output", "tensors that fit a safetensors file", e);
     let (qb, kb) = (g.qb(), g.kb());
-    let mask = byte_mask(g, &output.lists);
+    let mask = output.lists.to_mask(kb)?;
     let little: Vec<u8>;
     // BF16 and I32 are little-endian in the file.
     let (out, counts): (&[u8], &[u8]) = if cfg!(target_endian = "little") {
@@ -92,20 +91,6 @@ fn serialise(g: &Shape, output: &PrefillOutput) -> Result<Vec<u8>> {
         ("block_counts", view(Dtype::I32, vec![g.hq, qb], counts)?),
     ];
     safetensors::serialize(tensors, None).map_err(failed)
-}
-
-/// `[hq, qb, kb]`, 1 where a block is attended to.
-fn byte_mask(g: &Shape, lists: &BlockLists) -> Vec<u8> {
-    let (qb, kb) = (g.qb(), g.kb());
-    let mut mask = vec![0u8; g.hq * qb * kb];
-    for (i, row) in mask.chunks_mut(kb.max(1)).enumerate() {
-        for &block in lists.row(i / qb.max(1), i % qb.max(1)) {
-            if let Some(cell) = usize::try_from(block).ok().and_then(|b| row.get_mut(b)) {
-                *cell = 1;
-            }
-        }
-    }
-    mask
 }
 
 /// A finished run, for the table and the records.

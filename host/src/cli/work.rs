@@ -1,6 +1,8 @@
 //! Shape of one request and the work in it. FLOPs count visible (query, key) pairs only: 2 x 128 for q.k and 2 x 128
 //! for P.V of each, so what a kernel computes above the diagonal of a diagonal block is not credited.
 
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
 use crate::mask::BlockLists;
 use stem_attn_kernels::config::{BLOCK, HEAD_DIM};
 
@@ -36,6 +38,13 @@ impl Shape {
     /// Query blocks, cut at absolute multiples of 128.
     pub fn qb(&self) -> usize {
         if self.tokens == 0 { 0 } else { self.kb() - self.first_block() }
+    }
+
+    /// The library's form of it, without budgets.
+    pub fn geometry(&self) -> Result<Geometry> {
+        let length = |name, n: usize| i32::try_from(n).map_err(|_| Error::shape(name, "at most 2,147,483,647 tokens", n));
+        let (q, kv) = (length("q", self.tokens)?, length("k", self.kv_tokens)?);
+        Geometry::new(&[0, q], &[0, kv], &[kv], true, None)
     }
 
     /// Query tokens of block row `row` as absolute positions.
@@ -94,24 +103,11 @@ pub fn tflops(pairs: u64, ms: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn every_block(g: &Shape) -> BlockLists {
-        let (qb, stride) = (g.qb(), g.kb().max(1));
-        let mut lists = BlockLists { hq: g.hq, total_qb: qb, stride, counts: vec![], lists: vec![0; g.hq * qb * stride] };
-        for h in 0..g.hq {
-            for row in 0..qb {
-                let n = g.first_block() + row + 1;
-                lists.counts.push(n as i32);
-                (0..n).for_each(|j| lists.lists[(h * qb + row) * stride + j] = j as i32);
-            }
-        }
-        lists
-    }
-
     #[test]
     fn all_blocks_selected_is_all_visible_pairs() {
         for (tokens, kv_tokens) in [(0, 5), (1, 1), (127, 127), (128, 128), (129, 129), (300, 1000), (1, 4097), (130, 256)] {
             let g = Shape { tokens, kv_tokens, hq: 4, hkv: 2 };
-            let lists = every_block(&g);
+            let lists = BlockLists::dense(g.hq, &g.geometry().unwrap()).unwrap();
             assert_eq!(g.selected_pairs(&lists), g.visible_pairs(), "{tokens} of {kv_tokens}");
             assert_eq!(g.kept(&lists).1, 1.0);
         }
