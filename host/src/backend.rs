@@ -49,7 +49,7 @@ pub struct StageTime {
 }
 
 impl StageTime {
-    /// Median and percentiles (nearest rank) of milliseconds; zeros when there are none.
+    /// Median, 10th and 90th percentile (nearest rank) of timed repetitions, in milliseconds; zeros where there is none.
     pub fn from_samples(mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         let rank = |share: f64| {

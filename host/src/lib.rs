@@ -27,6 +27,8 @@ pub mod driver;
 pub mod ops;
 #[cfg(feature = "cuda")]
 pub mod plan;
+#[cfg(feature = "cuda")]
+pub mod ptx;
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -78,8 +78,6 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     let shared = Shared::new();
     let tid = special::tid_x();
     let warpgroup = tid / 128;
-    // SAFETY: the block's coordinates lie in the grid the host sized from these arrays.
-    let work = unsafe { locate(p) };
     if tid == 0 {
         // SAFETY: one thread, before the block barrier below.
         unsafe {
@@ -95,17 +93,22 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
         if warpgroup == 0 {
             regs::setmaxnreg_dec::<PRODUCER_REGS>();
             if tid < 32 {
-                produce(p, shared, &work, q_map, k_map, tid);
+                // Each role finds the work for itself: values that live across the split would cost the producer, with its
+                // few registers, a spill.
+                produce(p, shared, &locate(p), q_map, k_map, tid);
             }
         } else {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
-            consume(p, shared, &work, warpgroup - 1, tid % 128);
+            consume(p, shared, warpgroup - 1, tid % 128);
         }
     }
 }
 
 /// Finds the block's work. The longest rows (the end of a causal prompt) start first, so the tail of the grid is short
 /// rows; the heads of one query block run side by side and share their KV tiles in L2.
+///
+/// # Safety
+/// The block's coordinates lie in the grid the host sized from these arrays.
 #[inline(always)]
 unsafe fn locate(p: &AttendParams) -> Work {
     let head = special::ctaid_x() as i32;
@@ -158,9 +161,9 @@ unsafe fn produce(p: &AttendParams, shared: Shared, work: &Work, q_map: TensorMa
     unsafe {
         mbarrier::expect_tx_if(shared.q_full(), TILE, leader & any_rows);
         tma::load_3d_if(shared.base.offset(map::Q), q_map, shared.q_full(), [0, work.head, q_row], leader & any_rows);
-        let mut at = Cursor::<STAGES>::start();
         let mut i = 0;
         while i < work.count {
+            let at = Cursor::at(i as u32);
             let j = key_block(work, i);
             // A box past the last token repeats the block's first page; its keys are masked.
             let token = j * BLOCK as i32 + ((my_box << box_log2) as i32);
@@ -179,50 +182,67 @@ unsafe fn produce(p: &AttendParams, shared: Shared, work: &Work, q_map: TensorMa
             shared.v.wait_empty(at);
             mbarrier::expect_tx_if(shared.v.full(at), TILE, leader);
             tma::bulk_load_if(shared.v_tile(at), v_tiles.wrapping_add((j as i64 * tile_stride) as u64), TILE, shared.v.full(at), leader);
-            at = at.next();
             i += 1;
         }
     }
 }
 
 /// A consumer warpgroup: 64 rows of the query block.
+///
+/// # Safety
+/// All threads of the warpgroup call it converged, on the host-checked parameters.
 #[inline(always)]
-unsafe fn consume(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u32) {
-    let lane = thread % 32;
-    // The thread's first row inside the query block; its second is 8 below.
-    let row = (wg * 64 + thread / 32 * 16 + lane / 4) as i32;
-    let history = work.request.kv_len - work.request.q_len;
-    let token = work.row.block * BLOCK as i32 + row;
-    let valid = |t: i32| t >= history && t < work.request.kv_len;
-    let rows = RowPair {
-        first: (work.request.q_start + token - history) as i64,
-        valid: [valid(token), valid(token + 8)],
-        token_stride: p.hq as i64 * HEAD_DIM as i64 * 2,
-    };
-    let out = p.out + (work.head as u64) * (HEAD_DIM as u64 * 2);
-    // SAFETY: forwarded from the host; see each stage.
+unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
+    // SAFETY: forwarded from the caller; see each stage.
     unsafe {
-        let softmax = OnlineSoftmax::new(row_scales(p, work, rows));
-        if work.count <= 0 {
-            store_rows(&Output::zero(), [0.0; 2], out, rows, lane);
-            store_lse(p, work, rows, lane, [f32::NEG_INFINITY; 2]);
-            return;
+        let work = locate(p);
+        let mut output = Output::zero();
+        let mut softmax = OnlineSoftmax::new([1.0; 2]);
+        let mut sum = [0.0; 2];
+        if work.count > 0 {
+            softmax.scale = row_scales(p, &work, rows_of(p, &work, wg, thread));
+            walk(p, shared, &work, wg, thread, &mut output, &mut softmax);
+            sum = softmax.total();
         }
-        let (output, softmax) = walk(p, shared, work, wg, thread, token, softmax);
-        let sum = softmax.total();
+        // Found again rather than kept: every register that lives through the main loop would be a spill.
+        let tid = special::tid_x_again();
+        let (wg, thread) = (tid / 128 - 1, tid % 128);
+        let work = locate(p);
+        let rows = rows_of(p, &work, wg, thread);
         let v_scale = *(p.v_scale as *const f32).offset((work.kv_head * p.v_scale_stride) as isize);
-        // A row whose every key is masked has sum 0: zeros, and a log-sum-exp of minus infinity.
-        let factor = |s: f32| if s > 0.0 { v_scale / s } else { 0.0 };
-        store_rows(&output, [factor(sum[0]), factor(sum[1])], out, rows, lane);
-        let lse = |k: usize| (fma_log2(softmax.max[k], softmax.scale[k], sum[k])) * LN_2;
-        store_lse(p, work, rows, lane, [lse(0), lse(1)]);
+        // A row that sees no key has sum 0: zeros, and a log-sum-exp of minus infinity.
+        let factor = |sum: f32| if sum > 0.0 { v_scale * math::rcp(sum) } else { 0.0 };
+        let out = p.out + (work.head as u64) * (HEAD_DIM as u64 * 2);
+        store_rows(&output, [factor(sum[0]), factor(sum[1])], out, rows, thread % 32);
+        if p.lse != 0 && thread % 4 == 0 {
+            store_lse(p, &work, rows, [log_sum(&softmax, sum, 0), log_sum(&softmax, sum, 1)]);
+        }
     }
 }
 
-/// log2 of the row's sum of exponentials: max * scale + log2(sum) - 8; minus infinity for an empty sum.
+/// The two rows of a thread: row `thread / 4` of its warp's sixteen, and the one 8 below.
 #[inline(always)]
-fn fma_log2(max: f32, scale: f32, sum: f32) -> f32 {
-    if sum > 0.0 { math::fma(max, scale, math::lg2(sum) - P_SCALE_LOG2) } else { f32::NEG_INFINITY }
+fn rows_of(p: &AttendParams, work: &Work, wg: u32, thread: u32) -> RowPair {
+    let history = work.request.kv_len - work.request.q_len;
+    let token = first_token(work, wg, thread);
+    let valid = |t: i32| t >= history && t < work.request.kv_len;
+    RowPair {
+        first: (work.request.q_start + token - history) as i64,
+        valid: [valid(token), valid(token + 8)],
+        token_stride: p.hq as u32 as i64 * HEAD_DIM as i64 * 2,
+    }
+}
+
+/// Position in the sequence of the thread's first row.
+#[inline(always)]
+fn first_token(work: &Work, wg: u32, thread: u32) -> i32 {
+    work.row.block * BLOCK as i32 + (wg * 64 + thread / 32 * 16 + thread % 32 / 4) as i32
+}
+
+/// Natural log-sum-exp of row `k`: (max * scale + log2(sum) - 8) ln 2; minus infinity for an empty sum.
+#[inline(always)]
+fn log_sum(softmax: &OnlineSoftmax, sum: [f32; 2], k: usize) -> f32 {
+    if sum[k] > 0.0 { math::fma(softmax.max[k], softmax.scale[k], math::lg2(sum[k]) - P_SCALE_LOG2) * LN_2 } else { f32::NEG_INFINITY }
 }
 
 /// Raw score to base-2 logit for the thread's two rows; 1 for rows that are not the request's.
@@ -231,13 +251,13 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
     // SAFETY: valid rows lie inside `q_scale`; the K scale is per tensor or per head.
     unsafe {
         let k = *(p.k_scale as *const f32).offset((work.kv_head * p.k_scale_stride) as isize) * p.softmax_scale_log2;
-        let q = (p.q_scale as *const f32).offset((rows.first * p.hq as i64 + work.head as i64) as isize);
+        let q = (p.q_scale as *const f32).offset((rows.first * p.hq as u32 as i64 + work.head as i64) as isize);
         let mut scale = [1.0, 1.0];
         if rows.valid[0] {
             scale[0] = *q * k;
         }
         if rows.valid[1] {
-            scale[1] = *q.offset(8 * p.hq as isize) * k;
+            scale[1] = *q.offset(8 * p.hq as u32 as isize) * k;
         }
         scale
     }
@@ -245,76 +265,70 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
 
 /// The main loop: while the tensor core computes S(i+1) and P(i) V(i), turn S into P.
 #[inline(always)]
-unsafe fn walk(
-    p: &AttendParams,
-    shared: Shared,
-    work: &Work,
-    wg: u32,
-    thread: u32,
-    token: i32,
-    mut softmax: OnlineSoftmax,
-) -> (Output, OnlineSoftmax) {
+unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u32, output: &mut Output, softmax: &mut OnlineSoftmax) {
     let signal = (thread == 0) as u32;
     let q = q_descriptor(shared.base.offset(map::Q), wg);
-    let mut output = Output::zero();
     let mut probabilities = Probabilities([0; 16]);
-    let mut v_at = Cursor::<STAGES>::start();
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
         let first = key_block(work, 0) * BLOCK as i32;
+        let token = first_token(work, wg, thread);
         let limit = |t: i32| if p.causal != 0 && t < work.request.kv_len - 1 { t - first } else { work.request.kv_len - 1 - first };
         mbarrier::wait(shared.q_full(), 0);
-        shared.k.wait_full(v_at);
-        let pending = issue_qk(q, shared.k_tile(v_at), Scores::zero());
+        let at = Cursor::at(0);
+        shared.k.wait_full(at);
+        let pending = issue_qk(q, shared.k_tile(at), Scores::zero());
         wgmma::wait::<0>();
         let mut scores = pending.landed();
-        shared.k.release(v_at, signal);
+        shared.k.release(at, signal);
         mask_columns(&mut scores, thread % 32, [limit(token), limit(token + 8)]);
         // The output is still zero: whatever the factor is, it scales nothing.
         let mut factor = softmax.step(&mut scores);
         pack(&scores, &mut probabilities);
+        shared.v.wait_full(at);
         let mut tile = Output::zero();
         let mut i = 1;
         while i < work.count {
-            let k_at = v_at.next();
-            shared.k.wait_full(k_at);
-            let pending = issue_qk(q, shared.k_tile(k_at), scores);
-            shared.v.wait_full(v_at);
-            let product = issue_pv(&probabilities, shared.v_tile(v_at), tile);
+            let (before, at) = (Cursor::at(i as u32 - 1), Cursor::at(i as u32));
+            shared.k.wait_full(at);
+            let pending = issue_qk(q, shared.k_tile(at), scores);
+            let product = issue_pv(&probabilities, shared.v_tile(before), tile);
             wgmma::wait::<1>();
             scores = pending.landed();
-            shared.k.release(k_at, signal);
+            shared.k.release(at, signal);
             let next_factor = softmax.step(&mut scores);
+            softmax.pin();
+            // Nothing in PTX keeps ptxas from waiting for P V before the softmax that should hide it, and it does so when
+            // both stand in one basic block. This wait, due anyway, parts them.
+            shared.v.wait_full(at);
             wgmma::wait::<0>();
             tile = product.landed();
-            shared.v.release(v_at, signal);
+            shared.v.release(before, signal);
             output.rescale_add(factor, &tile);
             factor = next_factor;
             pack(&scores, &mut probabilities);
-            v_at = k_at;
             i += 1;
         }
-        shared.v.wait_full(v_at);
-        let product = issue_pv(&probabilities, shared.v_tile(v_at), tile);
+        let product = issue_pv(&probabilities, shared.v_tile(Cursor::at(i as u32 - 1)), tile);
         wgmma::wait::<0>();
         output.rescale_add(factor, &product.landed());
     }
-    (output, softmax)
 }
 
-/// One lane of each quad writes the log-sum-exp of its rows, if asked for.
+/// Writes the log-sum-exp of the thread's rows.
+///
+/// # Safety
+/// Valid rows lie inside `lse`.
 #[inline(always)]
-unsafe fn store_lse(p: &AttendParams, work: &Work, rows: RowPair, lane: u32, lse: [f32; 2]) {
-    if p.lse != 0 && lane % 4 == 0 {
-        // SAFETY: valid rows lie inside `lse`.
-        unsafe {
-            let at = (p.lse as *mut f32).offset((rows.first * p.hq as i64 + work.head as i64) as isize);
-            if rows.valid[0] {
-                *at = lse[0];
-            }
-            if rows.valid[1] {
-                *at.offset(8 * p.hq as isize) = lse[1];
-            }
+unsafe fn store_lse(p: &AttendParams, work: &Work, rows: RowPair, lse: [f32; 2]) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let at = (p.lse as *mut f32).offset((rows.first * p.hq as u32 as i64 + work.head as i64) as isize);
+        if rows.valid[0] {
+            *at = lse[0];
+        }
+        if rows.valid[1] {
+            *at.offset(8 * p.hq as u32 as isize) = lse[1];
         }
     }
 }

@@ -1,5 +1,9 @@
 //! Shared-memory swizzle, operand descriptors, fragment maps and page arithmetic as plain `const fn`s, tested on the CPU.
 
+pub mod pages;
+pub mod select;
+pub mod transpose;
+
 /// Order of 32 consecutive tokens along a row of a transposed V tile: position p holds token `V_TOKEN_ORDER[p]`.
 ///
 /// The f32 accumulator of S gives lane t (of four) columns 2t, 2t+1 of every group of 8; the e4m3 A fragment of the next
@@ -46,6 +50,14 @@ pub const fn accumulator_row(thread: usize, i: usize) -> usize {
     (thread / 32) * 16 + (thread % 32) / 4 + 8 * ((i / 2) % 2)
 }
 
+/// Row (0..64) and k (0..32) of byte `byte` (0..4) of register `reg` (0..4) of an e4m3 A operand held in registers, in
+/// thread `thread` (0..128) of the warpgroup.
+///
+/// Registers 0 and 1 hold k = 0..16 of rows r and r + 8, registers 2 and 3 the same rows of k = 16..32.
+pub const fn a_fragment_e4m3(thread: usize, reg: usize, byte: usize) -> (usize, usize) {
+    ((thread / 32) * 16 + (thread % 32) / 4 + 8 * (reg % 2), (reg / 2) * 16 + (thread % 4) * 4 + byte)
+}
+
 /// Column of accumulator register `i` in thread `thread` of the warpgroup.
 pub const fn accumulator_col(thread: usize, i: usize) -> usize {
     (i / 4) * 8 + (thread % 4) * 2 + i % 2
@@ -87,5 +99,38 @@ mod tests {
             }
         }
         assert!(seen.into_iter().all(|s| s));
+    }
+
+    #[test]
+    fn a_fragment_covers_the_tile_once() {
+        let mut seen = vec![false; 64 * 32];
+        for thread in 0..128 {
+            for reg in 0..4 {
+                for byte in 0..4 {
+                    let (row, k) = a_fragment_e4m3(thread, reg, byte);
+                    assert!(!seen[row * 32 + k]);
+                    seen[row * 32 + k] = true;
+                }
+            }
+        }
+        assert!(seen.into_iter().all(|s| s));
+    }
+
+    /// Packing P needs no shuffle: byte b of A register r of 32-token group c is accumulator register
+    /// `16 c + 8 (r / 2) + 4 (b / 2) + 2 (r % 2) + b % 2` of the same thread, at the place where the V tile has its token.
+    #[test]
+    fn accumulator_feeds_the_a_fragment_of_the_v_tile() {
+        for thread in 0..128 {
+            for group in 0..4 {
+                for reg in 0..4 {
+                    for byte in 0..4 {
+                        let i = 16 * group + 8 * (reg / 2) + 4 * (byte / 2) + 2 * (reg % 2) + byte % 2;
+                        let (row, k) = a_fragment_e4m3(thread, reg, byte);
+                        assert_eq!(accumulator_row(thread, i), row);
+                        assert_eq!(accumulator_col(thread, i), 32 * group + V_TOKEN_ORDER[k] as usize);
+                    }
+                }
+            }
+        }
     }
 }

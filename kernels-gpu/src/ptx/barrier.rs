@@ -20,7 +20,7 @@ pub unsafe fn sync_all() {
 /// - Exactly `THREADS` threads come to each round, by [`sync`] or [`arrive`].
 #[inline(always)]
 pub unsafe fn sync<const ID: u32, const THREADS: u32>() {
-    const { assert!(ID >= 1 && ID <= 15 && THREADS > 0 && THREADS % 32 == 0) };
+    const { assert!(ID >= 1 && ID <= 15 && THREADS > 0 && THREADS.is_multiple_of(32)) };
     // SAFETY: the caller's obligation.
     unsafe { asm!("bar.sync {}, {};", const ID, const THREADS) };
 }
@@ -31,7 +31,7 @@ pub unsafe fn sync<const ID: u32, const THREADS: u32>() {
 /// As [`sync`]; and the same warp does not arrive twice in one round.
 #[inline(always)]
 pub unsafe fn arrive<const ID: u32, const THREADS: u32>() {
-    const { assert!(ID >= 1 && ID <= 15 && THREADS > 0 && THREADS % 32 == 0) };
+    const { assert!(ID >= 1 && ID <= 15 && THREADS > 0 && THREADS.is_multiple_of(32)) };
     // SAFETY: the caller's obligation.
     unsafe { asm!("bar.arrive {}, {};", const ID, const THREADS) };
 }

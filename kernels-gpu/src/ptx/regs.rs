@@ -10,7 +10,7 @@ use core::arch::asm;
 /// - Only once between two synchronisations of the warpgroup.
 #[inline(always)]
 pub unsafe fn setmaxnreg_inc<const N: u32>() {
-    const { assert!(N >= 24 && N <= 256 && N % 8 == 0) };
+    const { assert!(N >= 24 && N <= 256 && N.is_multiple_of(8)) };
     // SAFETY: the caller's obligation.
     unsafe { asm!("setmaxnreg.inc.sync.aligned.u32 {};", const N) };
 }
@@ -23,7 +23,7 @@ pub unsafe fn setmaxnreg_inc<const N: u32>() {
 /// - Only once between two synchronisations of the warpgroup.
 #[inline(always)]
 pub unsafe fn setmaxnreg_dec<const N: u32>() {
-    const { assert!(N >= 24 && N <= 256 && N % 8 == 0) };
+    const { assert!(N >= 24 && N <= 256 && N.is_multiple_of(8)) };
     // SAFETY: the caller's obligation.
     unsafe { asm!("setmaxnreg.dec.sync.aligned.u32 {};", const N) };
 }

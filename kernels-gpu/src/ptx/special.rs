@@ -71,3 +71,13 @@ pub fn clock32() -> u32 {
     unsafe { asm!("mov.u32 {}, %clock;", out(reg32) clock, options(nostack)) };
     clock
 }
+
+/// [`tid_x`], read again here. LLVM merges plain reads of the register into one value and keeps it alive across whatever
+/// lies between; this one is volatile, for code whose registers are all spoken for. PTX: `mov.u32 d, %tid.x`.
+#[inline(always)]
+pub fn tid_x_again() -> u32 {
+    let id: u32;
+    // SAFETY: reads a special register.
+    unsafe { asm!("mov.u32 {}, %tid.x;", out(reg32) id, options(nomem, nostack)) };
+    id
+}

@@ -55,17 +55,20 @@ pub fn keep<A: Accumulator>(acc: &mut A) {
     acc.keep();
 }
 
-/// Hands the indices of a 64- or 68-register accumulator to another macro.
+/// Hands the indices of a 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
+/// `then! { (args) 1 2 .. 63 }`. Index 0 is left to the other macro, which often wants no comma before it.
 macro_rules! with_indices {
     (64, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
-            32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 }
+        32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 }
     };
     (68, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
-            32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 }
+        32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 }
     };
 }
+
+pub(crate) use with_indices;
 
 macro_rules! keep_impl {
     (($n:literal) $($i:literal)*) => {
@@ -142,48 +145,72 @@ macro_rules! product_rs {
     };
 }
 
-with_indices!(64, product_ss(
-    /// D (64 x 128, f32) = A (64 x 32, e4m3, shared) * B^T (128 x 32, e4m3, shared) + D where `scale_d` is not 0.
-    ///
-    /// PTX: `wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 d, a-desc, b-desc, p, 1, 1`. Called by a warpgroup.
-    ///
-    /// # Safety
-    /// - All 128 threads of the warpgroup call it, converged, with the same descriptors and `scale_d`, after [`fence`].
-    /// - The descriptors name tiles inside the block's shared memory, written and visible to the async proxy, and not
-    ///   overwritten before the [`wait`] for this product.
-    /// - `acc` is not touched before that wait, except by further products.
-    e4m3_m64n128k32_ss, 64, "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3", "1, 1"
-));
-with_indices!(64, product_ss(
-    /// D (64 x 128, f32) = A (64 x 16, bf16, shared) * B^T (128 x 16, bf16, shared) + D where `scale_d` is not 0.
-    ///
-    /// PTX: `wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 d, a-desc, b-desc, p, 1, 1, 0, 0` (both K-major).
-    /// Called by a warpgroup.
-    ///
-    /// # Safety
-    /// As [`e4m3_m64n128k32_ss`].
-    bf16_m64n128k16_ss, 64, "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16", "1, 1, 0, 0"
-));
-with_indices!(64, product_rs(
-    /// D (64 x 128, f32) = A (64 x 32, e4m3, registers) * B^T (128 x 32, e4m3, shared) + D where `scale_d` is not 0.
-    ///
-    /// Which elements of A a thread gives: [`crate::layout::a_fragment_e4m3`].
-    ///
-    /// PTX: `wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 d, {a0, a1, a2, a3}, b-desc, p, 1, 1`. Called by a warpgroup.
-    ///
-    /// # Safety
-    /// As [`e4m3_m64n128k32_ss`]; and the registers of `a` are not written before the wait (ptxas serialises the products
-    /// where it cannot prove that, and says so as C7513).
-    e4m3_m64n128k32_rs, 64, "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3", "1, 1"
-));
-with_indices!(68, product_rs(
-    /// D (64 x 136, f32) = A (64 x 32, e4m3, registers) * B^T (136 x 32, e4m3, shared) + D where `scale_d` is not 0.
-    ///
-    /// Eight rows of ones behind a 128-row tile of B make columns 128..136 of D the row sums of A.
-    ///
-    /// PTX: `wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3 d, {a0, a1, a2, a3}, b-desc, p, 1, 1`. Called by a warpgroup.
-    ///
-    /// # Safety
-    /// As [`e4m3_m64n128k32_rs`].
-    e4m3_m64n136k32_rs, 68, "wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3", "1, 1"
-));
+with_indices!(
+    64,
+    product_ss(
+        /// D (64 x 128, f32) = A (64 x 32, e4m3, shared) * B^T (128 x 32, e4m3, shared) + D where `scale_d` is not 0.
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 d, a-desc, b-desc, p, 1, 1`. Called by a warpgroup.
+        ///
+        /// # Safety
+        /// - All 128 threads of the warpgroup call it, converged, with the same descriptors and `scale_d`, after [`fence`].
+        /// - The descriptors name tiles inside the block's shared memory, written and visible to the async proxy, and not
+        ///   overwritten before the [`wait`] for this product.
+        /// - `acc` is not touched before that wait, except by further products.
+        e4m3_m64n128k32_ss,
+        64,
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3",
+        "1, 1"
+    )
+);
+with_indices!(
+    64,
+    product_ss(
+        /// D (64 x 128, f32) = A (64 x 16, bf16, shared) * B^T (128 x 16, bf16, shared) + D where `scale_d` is not 0.
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 d, a-desc, b-desc, p, 1, 1, 0, 0` (both K-major).
+        /// Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_ss`].
+        bf16_m64n128k16_ss,
+        64,
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
+        "1, 1, 0, 0"
+    )
+);
+with_indices!(
+    64,
+    product_rs(
+        /// D (64 x 128, f32) = A (64 x 32, e4m3, registers) * B^T (128 x 32, e4m3, shared) + D where `scale_d` is not 0.
+        ///
+        /// Which elements of A a thread gives: [`crate::layout::a_fragment_e4m3`].
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 d, {a0, a1, a2, a3}, b-desc, p, 1, 1`. Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_ss`]; and the registers of `a` are not written before the wait (ptxas serialises the products
+        /// where it cannot prove that, and says so as C7513).
+        e4m3_m64n128k32_rs,
+        64,
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3",
+        "1, 1"
+    )
+);
+with_indices!(
+    68,
+    product_rs(
+        /// D (64 x 136, f32) = A (64 x 32, e4m3, registers) * B^T (136 x 32, e4m3, shared) + D where `scale_d` is not 0.
+        ///
+        /// Eight rows of ones behind a 128-row tile of B make columns 128..136 of D the row sums of A.
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3 d, {a0, a1, a2, a3}, b-desc, p, 1, 1`. Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_rs`].
+        e4m3_m64n136k32_rs,
+        68,
+        "wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3",
+        "1, 1"
+    )
+);
