@@ -102,16 +102,17 @@ impl<'a> PagedKv<'a> {
 
     /// The 128 elements of one token and head, or `None` when the token has no page or lies outside the pages.
     pub fn row(&self, tensor: KvTensor, request: usize, head: usize, token: usize) -> Option<&'a [F8E4M3; HEAD_DIM]> {
-        let page = *self.table_row(request)?.get(token.checked_div(self.page_size)?)?;
-        let page = usize::try_from(page).ok().filter(|&page| page < self.pages)?;
         let (pages, strides) = match tensor {
             KvTensor::K => (self.k_pages, self.k_strides),
             KvTensor::V => (self.v_pages, self.v_strides),
         };
-        if head >= self.hkv {
-            return None;
-        }
-        pages.get(offset(strides, page, token % self.page_size, head)?..)?.first_chunk()
+        pages.get(self.position(strides, request, head, token)?..)?.first_chunk()
+    }
+
+    fn position(&self, strides: PageStrides, request: usize, head: usize, token: usize) -> Option<usize> {
+        let page = *self.table_row(request)?.get(token.checked_div(self.page_size)?)?;
+        let page = usize::try_from(page).ok().filter(|&page| page < self.pages && head < self.hkv)?;
+        offset(strides, page, token % self.page_size, head)
     }
 
     fn table_row(&self, request: usize) -> Option<&'a [i32]> {
@@ -216,6 +217,16 @@ impl PagedTensors {
             }
         }
         Ok(paged)
+    }
+
+    /// The 128 elements of one token and head, to write, or `None` when the token has no page.
+    pub fn row_mut(&mut self, tensor: KvTensor, request: usize, head: usize, token: usize) -> Option<&mut [F8E4M3; HEAD_DIM]> {
+        let at = self.view().position(self.strides, request, head, token)?;
+        let pages = match tensor {
+            KvTensor::K => &mut self.k_pages,
+            KvTensor::V => &mut self.v_pages,
+        };
+        pages.get_mut(at..)?.first_chunk_mut()
     }
 
     /// A view of the pages.

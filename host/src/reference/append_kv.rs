@@ -1,0 +1,40 @@
+//! `append_kv` on the CPU: bf16 K and V of the new tokens into e4m3 pages.
+
+use super::{check_len, scale_at};
+use crate::error::Result;
+use crate::fp8;
+use crate::geometry::Geometry;
+use crate::kv::layout::{KvTensor, PagedTensors};
+use half::bf16;
+use stem_attn_kernels::config::HEAD_DIM;
+
+/// Writes the new tokens' K and V (`[total_q, hkv, 128]`) to their pages, as `e4m3(x * (1 / scale))`.
+///
+/// New token t of a request stands at `kv_len - q_len + t`. A token whose table entry lies outside the pool is skipped.
+///
+/// # Errors
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] naming `k`, `v` or the scales (`[1]` or `[hkv]`).
+pub fn append_kv(k: &[bf16], v: &[bf16], geometry: &Geometry, k_scale: &[f32], v_scale: &[f32], pages: &mut PagedTensors) -> Result<()> {
+    let hkv = pages.hkv;
+    check_len("k", k.len(), &[geometry.total_q, hkv, HEAD_DIM])?;
+    check_len("v", v.len(), &[geometry.total_q, hkv, HEAD_DIM])?;
+    let mut codes = Vec::with_capacity(HEAD_DIM);
+    for (b, request) in geometry.requests.iter().enumerate() {
+        let history = (request.kv_len - request.q_len) as usize;
+        for t in 0..request.q_len as usize {
+            for head in 0..hkv {
+                let at = ((request.q_start as usize + t) * hkv + head) * HEAD_DIM;
+                let k_scale = scale_at("k_scale", k_scale, head, hkv)?;
+                let v_scale = scale_at("v_scale", v_scale, head, hkv)?;
+                for (tensor, rows, scale) in [(KvTensor::K, k, k_scale), (KvTensor::V, v, v_scale)] {
+                    codes.clear();
+                    fp8::append(&rows[at..at + HEAD_DIM], scale, &mut codes);
+                    if let Some(row) = pages.row_mut(tensor, b, head, history + t) {
+                        row.copy_from_slice(&codes);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! The whole prefill on the CPU.
+
+use super::attend::{AttendInputs, attend_model, default_softmax_scale};
+use super::select::{ScoreInputs, query_sums, scores, topk, value_bias};
+use super::summarize_kv::{KvSummaries, summarize_kv};
+use crate::backend::{PrefillOptions, PrefillOutput, StageTime, StageTimes};
+use crate::config::{Selection, StemConfig};
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::kv::layout::{PageLayout, PagedTensors, check_page_size};
+use crate::mask::BlockLists;
+use crate::tensor::PrefillInputs;
+use std::time::Instant;
+
+/// Attention of one layer: page K and V, summarise the keys, select blocks, attend to them.
+///
+/// Each stage runs `options.repeat` times; times are wall clock.
+///
+/// # Errors
+/// Any error of [`PrefillInputs::validate`], [`StemConfig::validate`], [`Geometry::new`] or [`BlockLists::validate`], and
+/// [`Error::Value`] for a page size that is not supported, `repeat` 0, or options and configuration that disagree on `causal`;
+/// all before anything is computed.
+pub fn prefill(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &PrefillOptions) -> Result<PrefillOutput> {
+    let geometry = validate(inputs, selection, options)?;
+    let paged = PagedTensors::build(inputs.k, inputs.v, inputs.hkv, inputs.cu_seqlens_kv, options.page_size, PageLayout::Nhd, None)?;
+    let kv = paged.view();
+    let (summaries, summarize_time) = timed(options.repeat, || summarize_kv(&kv, &geometry, inputs.k_scale, inputs.v_scale))?;
+    let score_stride = geometry.max_kb.max(1);
+    let mut times = StageTimes { summarize_kv: summarize_time, ..StageTimes::default() };
+    let (lists, scores) = match selection {
+        Selection::Dense => (BlockLists::dense(inputs.hq, &geometry)?, None),
+        Selection::Lists(lists) => (lists.clone(), None),
+        Selection::Stem(config) => {
+            let ((lists, scores), time) = timed(options.repeat, || select(inputs, &summaries, &geometry, config, score_stride))?;
+            times.select = time;
+            (lists, Some(scores))
+        }
+    };
+    let attend_inputs = AttendInputs {
+        q: inputs.q,
+        q_scale: inputs.q_scale,
+        kv,
+        k_scale: inputs.k_scale,
+        v_scale: inputs.v_scale,
+        hq: inputs.hq,
+        geometry: &geometry,
+        lists: (!matches!(selection, Selection::Dense)).then_some(&lists),
+        softmax_scale: default_softmax_scale(),
+    };
+    let (attended, attend_time) = timed(options.repeat, || attend_model(&attend_inputs))?;
+    times.attend = attend_time;
+    let lse = options.lse.then(|| attended.lse.iter().map(|&lse| lse as f32).collect());
+    Ok(PrefillOutput { out: attended.out, lse, lists, scores, score_stride, times })
+}
+
+fn validate(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &PrefillOptions) -> Result<Geometry> {
+    inputs.validate(options.causal)?;
+    check_page_size(options.page_size)?;
+    if options.repeat == 0 {
+        return Err(Error::value("repeat", "at least 1", 0));
+    }
+    let config = match selection {
+        Selection::Stem(config) => Some(config),
+        Selection::Dense | Selection::Lists(_) => None,
+    };
+    if let Some(config) = config {
+        config.validate()?;
+        if config.causal != options.causal {
+            return Err(Error::value("causal", format!("{}, as in the options", options.causal), config.causal));
+        }
+    }
+    let geometry = Geometry::new(inputs.cu_seqlens_q, inputs.cu_seqlens_kv, inputs.prompt_lens, options.causal, config)?;
+    if let Selection::Lists(lists) = selection {
+        lists.validate(inputs.hq, &geometry)?;
+    }
+    Ok(geometry)
+}
+
+fn select(
+    inputs: &PrefillInputs<'_>,
+    summaries: &KvSummaries,
+    geometry: &Geometry,
+    config: &StemConfig,
+    score_stride: usize,
+) -> Result<(BlockLists, Vec<f32>)> {
+    let q_sums = query_sums(inputs.q, inputs.q_scale, inputs.hq, geometry)?;
+    let v_bias = value_bias(&summaries.run_norms, inputs.hkv, geometry, &config.oam)?;
+    let score_inputs =
+        ScoreInputs { q_sums: &q_sums, k_sums: &summaries.k_sums, v_bias: &v_bias, hq: inputs.hq, hkv: inputs.hkv, score_stride };
+    let scores = scores(&score_inputs, geometry, &config.oam)?;
+    Ok((topk(&scores, score_stride, inputs.hq, geometry, config)?, scores))
+}
+
+/// Runs a stage `repeat` times (at least once) and returns its last result with the times.
+fn timed<T>(repeat: usize, mut stage: impl FnMut() -> Result<T>) -> Result<(T, StageTime)> {
+    let mut samples = Vec::with_capacity(repeat);
+    loop {
+        let start = Instant::now();
+        let result = stage()?;
+        samples.push(start.elapsed().as_secs_f64() * 1e3);
+        if samples.len() >= repeat {
+            return Ok((result, summary(samples)));
+        }
+    }
+}
+
+/// Median, 10th and 90th percentile (nearest rank).
+fn summary(mut samples: Vec<f64>) -> StageTime {
+    samples.sort_by(f64::total_cmp);
+    let rank = |share: f64| {
+        let last = samples.len().saturating_sub(1);
+        samples.get((share * last as f64).round() as usize).copied().unwrap_or(0.0)
+    };
+    StageTime { ms: rank(0.5), p10: rank(0.1), p90: rank(0.9) }
+}
