@@ -266,15 +266,7 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
 
 /// The main loop: while the tensor core computes S(i+1) and P(i) V(i), turn S into P.
 #[inline(always)]
-unsafe fn walk(
-    p: &AttendParams,
-    shared: Shared,
-    work: &Work,
-    wg: u32,
-    thread: u32,
-    output: &mut Output,
-    softmax: &mut OnlineSoftmax,
-) {
+unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u32, output: &mut Output, softmax: &mut OnlineSoftmax) {
     let signal = (thread == 0) as u32;
     let q = q_descriptor(shared.base.offset(map::Q), wg);
     let mut probabilities = Probabilities([0; 16]);

@@ -35,7 +35,11 @@ impl<const STAGES: u32> Cursor<STAGES> {
     /// The position after this one.
     #[inline(always)]
     pub fn next(self) -> Self {
-        if self.stage + 1 == STAGES { Self { stage: 0, parity: self.parity ^ 1 } } else { Self { stage: self.stage + 1, parity: self.parity } }
+        if self.stage + 1 == STAGES {
+            Self { stage: 0, parity: self.parity ^ 1 }
+        } else {
+            Self { stage: self.stage + 1, parity: self.parity }
+        }
     }
 }
 
