@@ -57,14 +57,14 @@ fn antidiagonal(batch: &Batch, geometry: &Geometry, head: usize, row: usize, key
                 }
             }
         }
-        for d in 0..128 {
-            q_groups[(history + t) % 16][d] += f64::from(fp8::decode(batch.q[at * 128 + d])) * f64::from(batch.q_scale[at]);
+        for (sum, &q) in q_groups[(history + t) % 16].iter_mut().zip(&batch.q[at * 128..]) {
+            *sum += f64::from(fp8::decode(q)) * f64::from(batch.q_scale[at]);
         }
     }
     for u in 128 * key_block..(request.kv_len as usize).min(128 * key_block + 128) {
-        for d in 0..128 {
-            let k_at = ((kv_start + u) * batch.hkv + kv_head) * 128;
-            k_groups[u % 16][d] += f64::from(fp8::decode(batch.k[k_at + d])) * f64::from(batch.k_scale[kv_head]);
+        let k_at = ((kv_start + u) * batch.hkv + kv_head) * 128;
+        for (sum, &k) in k_groups[u % 16].iter_mut().zip(&batch.k[k_at..]) {
+            *sum += f64::from(fp8::decode(k)) * f64::from(batch.k_scale[kv_head]);
         }
     }
     let magnitude: f64 =
