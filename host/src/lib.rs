@@ -31,6 +31,8 @@ pub mod plan;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod record;
 
 pub use backend::{Backend, BackendKind, PrefillOptions, PrefillOutput, StageTimes};
 pub use config::{Guards, OamConfig, Preset, Schedule, Selection, StemConfig, TieRule};

@@ -55,3 +55,92 @@ pub mod attend {
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }
+
+/// `append_kv_bf16_d128`.
+pub mod append_kv {
+    /// Threads of a block: eight rows a pass (16 lanes of 16 bytes each), so that a block of 128 tokens takes 16 passes.
+    pub const THREADS: u32 = 128;
+    /// Every thread keeps what it converts: no shared memory.
+    pub const SMEM_BYTES: u32 = 0;
+}
+
+/// `summarize_kv_fp8_d128`.
+pub mod summarize_kv {
+    use super::{BLOCK, HEAD_DIM};
+    /// Threads of a block: 16 tokens of 8 chunks. A thread then sees token r of every run of 16, which are the eight
+    /// tokens of group r: group sums need no exchange.
+    pub const THREADS: u32 = 128;
+    /// Where the partial run norms lie: behind the V block that waits for its transposition.
+    pub const NORMS: u32 = (BLOCK * HEAD_DIM) as u32;
+    /// Bytes of dynamic shared memory: the V block and one partial norm a thread.
+    pub const SMEM_BYTES: u32 = NORMS + THREADS * 4;
+}
+
+/// The four kernels of the selection.
+pub mod select {
+    /// `select_query_sums`.
+    pub mod query_sums {
+        /// Threads of a block: 16 tokens of 8 chunks, as in [`super::super::summarize_kv::THREADS`].
+        pub const THREADS: u32 = 128;
+        /// A thread owns whole groups: no shared memory.
+        pub const SMEM_BYTES: u32 = 0;
+    }
+
+    /// `select_value_bias`.
+    pub mod value_bias {
+        /// Threads of a block. One block walks all runs of a request and KV head; more threads shorten a walk that is
+        /// short anyway (a 128 K prompt has 8,192 runs: 32 a thread).
+        pub const THREADS: u32 = 256;
+        /// Bytes of one block-wide sum: an f64 of every warp.
+        pub const SUM_BYTES: u32 = THREADS / 32 * 8;
+        /// Bytes of dynamic shared memory: the sum for the mean and the one for the deviation, apart so that one barrier
+        /// each is enough.
+        pub const SMEM_BYTES: u32 = 2 * SUM_BYTES;
+    }
+
+    /// `select_scores`.
+    pub mod scores {
+        use super::super::SUM_LEN;
+        /// Threads of a block: one warpgroup. It owns the whole 128 x 128 tile (two products of 64 rows, 128 accumulator
+        /// registers a thread) and one of its threads issues the copies: products are asynchronous, so one warpgroup
+        /// keeps the tensor core as busy as two would, and no hand-over between roles is needed.
+        pub const THREADS: u32 = 128;
+        /// Query blocks, and key blocks, of one tile.
+        pub const TILE: u32 = 128;
+        /// Elements of K in one stage: 128 bytes of bf16, one span of the swizzle.
+        pub const STEP: u32 = 64;
+        /// Steps along K.
+        pub const STEPS: u32 = SUM_LEN as u32 / STEP;
+        /// Bytes of one operand's stage.
+        pub const OPERAND_BYTES: u32 = TILE * STEP * 2;
+        /// Stages of two operands. Of the four, one is being multiplied, one is about to be released, two are in flight:
+        /// 1,024 tensor-core clocks of look-ahead.
+        pub const STAGES: u32 = 4;
+        /// Where the barriers lie: behind the stages, which want 1,024-byte alignment.
+        pub const BARRIERS: u32 = STAGES * 2 * OPERAND_BYTES;
+        /// Bytes of dynamic shared memory.
+        pub const SMEM_BYTES: u32 = BARRIERS + STAGES * 8;
+    }
+
+    /// `select_topk`.
+    pub mod topk {
+        /// Threads of a block: eight warps, each walking an eighth of the row.
+        pub const THREADS: u32 = 256;
+        /// Warps of a block.
+        pub const WARPS: u32 = THREADS / 32;
+        /// Bits of a key decided in one pass.
+        pub const DIGIT_BITS: u32 = 8;
+        /// Passes over the row: 32-bit keys.
+        pub const PASSES: u32 = 32 / DIGIT_BITS;
+        /// Bytes of one pass's histogram. Every pass has its own, so that none has to be cleared between barriers.
+        pub const HISTOGRAM_BYTES: u32 = (1 << DIGIT_BITS) * 4;
+        /// Where the warps' counts of ties lie.
+        pub const TIES: u32 = PASSES * HISTOGRAM_BYTES;
+        /// Where the warps' counts of kept blocks lie.
+        pub const KEPT: u32 = TIES + WARPS * 4;
+        /// Bytes of dynamic shared memory.
+        pub const SMEM_BYTES: u32 = KEPT + WARPS * 4;
+        const _: () = assert!(TIES == THREADS * 16, "every thread clears 16 bytes of the histograms");
+        const _: () = assert!(WARPS == 8, "the counts of the warps are read as two vectors of four");
+    }
+}

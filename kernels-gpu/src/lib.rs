@@ -1,7 +1,7 @@
 //! Device kernels of stem-attn, and the contract they share with the host.
 //!
 //! The crate compiles twice. For `nvptx64-nvidia-cuda` it is `no_std` device code in four layers whose imports run one
-//! way, `ptx <- tile <- pipeline <- kernels`. For the host only the contract compiles: [`abi`] (parameter blocks),
+//! way, `ptx <- tile <- pipeline <- kernels`. For the host only the contract compiles: [`abi`] and [`abi_probe`] (parameter blocks),
 //! [`config`] (compile-time numbers with their reasons) and [`layout`] (page, swizzle, descriptor and fragment
 //! arithmetic as plain functions that the CPU tests reach).
 #![cfg_attr(target_arch = "nvptx64", no_std)]
@@ -10,6 +10,7 @@
 #![cfg_attr(target_arch = "nvptx64", allow(improper_gpu_kernel_arg))]
 
 pub mod abi;
+pub mod abi_probe;
 pub mod config;
 pub mod layout;
 

@@ -1,2 +1,57 @@
-//! Workspace automation.
-fn main() {}
+//! Workspace automation: `cargo xtask <command>`. This package depends on no other package of the workspace, so that it
+//! builds and runs when they do not.
+
+mod audit;
+mod build_ptx;
+mod check;
+mod demo;
+mod doctor;
+mod hash;
+mod manifest;
+mod package_gpu;
+mod ptx;
+mod ptxas;
+mod sh;
+mod test;
+mod tidy;
+mod toolchain;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, check and run stem-attn", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile the kernels to host/ptx
+    BuildPtx(build_ptx::Args),
+    /// Assemble the PTX and check registers, spills, warnings, launch bounds and instruction counts
+    Audit(audit::Args),
+    /// Everything that can be checked without running code, cheapest first
+    Check(check::Args),
+    /// Run the tests: CPU, PTX, and GPU where there is one
+    Test(test::Args),
+    /// Run `stem prefill` on the capture that ships with the repository
+    Demo(demo::Args),
+    /// Say what this machine lacks and which command mends it
+    Doctor,
+    /// Collect test, bench and `stem` binaries in a folder that runs on a GPU machine without Rust
+    PackageGpu(package_gpu::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::BuildPtx(args) => build_ptx::run(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Doctor => doctor::run(),
+        Command::PackageGpu(args) => package_gpu::run(&args),
+    }
+}

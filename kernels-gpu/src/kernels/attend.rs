@@ -161,9 +161,9 @@ unsafe fn produce(p: &AttendParams, shared: Shared, work: &Work, q_map: TensorMa
     unsafe {
         mbarrier::expect_tx_if(shared.q_full(), TILE, leader & any_rows);
         tma::load_3d_if(shared.base.offset(map::Q), q_map, shared.q_full(), [0, work.head, q_row], leader & any_rows);
-        let mut at = Cursor::<STAGES>::start();
         let mut i = 0;
         while i < work.count {
+            let at = Cursor::at(i as u32);
             let j = key_block(work, i);
             // A box past the last token repeats the block's first page; its keys are masked.
             let token = j * BLOCK as i32 + ((my_box << box_log2) as i32);
@@ -182,7 +182,6 @@ unsafe fn produce(p: &AttendParams, shared: Shared, work: &Work, q_map: TensorMa
             shared.v.wait_empty(at);
             mbarrier::expect_tx_if(shared.v.full(at), TILE, leader);
             tma::bulk_load_if(shared.v_tile(at), v_tiles.wrapping_add((j as i64 * tile_stride) as u64), TILE, shared.v.full(at), leader);
-            at = at.next();
             i += 1;
         }
     }
@@ -230,7 +229,7 @@ fn rows_of(p: &AttendParams, work: &Work, wg: u32, thread: u32) -> RowPair {
     RowPair {
         first: (work.request.q_start + token - history) as i64,
         valid: [valid(token), valid(token + 8)],
-        token_stride: p.hq as i64 * HEAD_DIM as i64 * 2,
+        token_stride: p.hq as u32 as i64 * HEAD_DIM as i64 * 2,
     }
 }
 
@@ -252,13 +251,13 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
     // SAFETY: valid rows lie inside `q_scale`; the K scale is per tensor or per head.
     unsafe {
         let k = *(p.k_scale as *const f32).offset((work.kv_head * p.k_scale_stride) as isize) * p.softmax_scale_log2;
-        let q = (p.q_scale as *const f32).offset((rows.first * p.hq as i64 + work.head as i64) as isize);
+        let q = (p.q_scale as *const f32).offset((rows.first * p.hq as u32 as i64 + work.head as i64) as isize);
         let mut scale = [1.0, 1.0];
         if rows.valid[0] {
             scale[0] = *q * k;
         }
         if rows.valid[1] {
-            scale[1] = *q.offset(8 * p.hq as isize) * k;
+            scale[1] = *q.offset(8 * p.hq as u32 as isize) * k;
         }
         scale
     }
@@ -270,45 +269,47 @@ unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u
     let signal = (thread == 0) as u32;
     let q = q_descriptor(shared.base.offset(map::Q), wg);
     let mut probabilities = Probabilities([0; 16]);
-    let mut v_at = Cursor::<STAGES>::start();
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
         let first = key_block(work, 0) * BLOCK as i32;
         let token = first_token(work, wg, thread);
         let limit = |t: i32| if p.causal != 0 && t < work.request.kv_len - 1 { t - first } else { work.request.kv_len - 1 - first };
         mbarrier::wait(shared.q_full(), 0);
-        shared.k.wait_full(v_at);
-        let pending = issue_qk(q, shared.k_tile(v_at), Scores::zero());
+        let at = Cursor::at(0);
+        shared.k.wait_full(at);
+        let pending = issue_qk(q, shared.k_tile(at), Scores::zero());
         wgmma::wait::<0>();
         let mut scores = pending.landed();
-        shared.k.release(v_at, signal);
+        shared.k.release(at, signal);
         mask_columns(&mut scores, thread % 32, [limit(token), limit(token + 8)]);
         // The output is still zero: whatever the factor is, it scales nothing.
         let mut factor = softmax.step(&mut scores);
         pack(&scores, &mut probabilities);
+        shared.v.wait_full(at);
         let mut tile = Output::zero();
         let mut i = 1;
         while i < work.count {
-            let k_at = v_at.next();
-            shared.k.wait_full(k_at);
-            let pending = issue_qk(q, shared.k_tile(k_at), scores);
-            shared.v.wait_full(v_at);
-            let product = issue_pv(&probabilities, shared.v_tile(v_at), tile);
+            let (before, at) = (Cursor::at(i as u32 - 1), Cursor::at(i as u32));
+            shared.k.wait_full(at);
+            let pending = issue_qk(q, shared.k_tile(at), scores);
+            let product = issue_pv(&probabilities, shared.v_tile(before), tile);
             wgmma::wait::<1>();
             scores = pending.landed();
-            shared.k.release(k_at, signal);
+            shared.k.release(at, signal);
             let next_factor = softmax.step(&mut scores);
+            softmax.pin();
+            // Nothing in PTX keeps ptxas from waiting for P V before the softmax that should hide it, and it does so when
+            // both stand in one basic block. This wait, due anyway, parts them.
+            shared.v.wait_full(at);
             wgmma::wait::<0>();
             tile = product.landed();
-            shared.v.release(v_at, signal);
+            shared.v.release(before, signal);
             output.rescale_add(factor, &tile);
             factor = next_factor;
             pack(&scores, &mut probabilities);
-            v_at = k_at;
             i += 1;
         }
-        shared.v.wait_full(v_at);
-        let product = issue_pv(&probabilities, shared.v_tile(v_at), tile);
+        let product = issue_pv(&probabilities, shared.v_tile(Cursor::at(i as u32 - 1)), tile);
         wgmma::wait::<0>();
         output.rescale_add(factor, &product.landed());
     }
@@ -322,12 +323,12 @@ unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u
 unsafe fn store_lse(p: &AttendParams, work: &Work, rows: RowPair, lse: [f32; 2]) {
     // SAFETY: forwarded from the caller.
     unsafe {
-        let at = (p.lse as *mut f32).offset((rows.first * p.hq as i64 + work.head as i64) as isize);
+        let at = (p.lse as *mut f32).offset((rows.first * p.hq as u32 as i64 + work.head as i64) as isize);
         if rows.valid[0] {
             *at = lse[0];
         }
         if rows.valid[1] {
-            *at.offset(8 * p.hq as isize) = lse[1];
+            *at.offset(8 * p.hq as u32 as isize) = lse[1];
         }
     }
 }

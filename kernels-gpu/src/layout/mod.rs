@@ -1,5 +1,9 @@
 //! Shared-memory swizzle, operand descriptors, fragment maps and page arithmetic as plain `const fn`s, tested on the CPU.
 
+pub mod pages;
+pub mod select;
+pub mod transpose;
+
 /// Order of 32 consecutive tokens along a row of a transposed V tile: position p holds token `V_TOKEN_ORDER[p]`.
 ///
 /// The f32 accumulator of S gives lane t (of four) columns 2t, 2t+1 of every group of 8; the e4m3 A fragment of the next

@@ -12,34 +12,29 @@ pub struct Ring<const STAGES: u32> {
     barriers: SmemAddr,
 }
 
-/// Position in a ring: the stage and the parity of the pass over it.
+/// Position in a ring: how many stages have gone by. Stage and parity are bits of it, so that a loop counter is a cursor
+/// and costs no register of its own.
 #[derive(Clone, Copy)]
-pub struct Cursor<const STAGES: u32> {
-    stage: u32,
-    parity: u32,
-}
+pub struct Cursor<const STAGES: u32>(u32);
 
 impl<const STAGES: u32> Cursor<STAGES> {
-    /// First stage, first pass.
+    /// Position number `n` from the start.
     #[inline(always)]
-    pub fn start() -> Self {
-        Self { stage: 0, parity: 0 }
+    pub fn at(n: u32) -> Self {
+        const { assert!(STAGES.is_power_of_two()) };
+        Self(n)
     }
 
     /// The stage.
     #[inline(always)]
     pub fn stage(self) -> u32 {
-        self.stage
+        self.0 % STAGES
     }
 
-    /// The position after this one.
+    /// Parity of the pass over the ring.
     #[inline(always)]
-    pub fn next(self) -> Self {
-        if self.stage + 1 == STAGES {
-            Self { stage: 0, parity: self.parity ^ 1 }
-        } else {
-            Self { stage: self.stage + 1, parity: self.parity }
-        }
+    fn parity(self) -> u32 {
+        self.0 / STAGES % 2
     }
 }
 
@@ -56,12 +51,12 @@ impl<const STAGES: u32> Ring<STAGES> {
     /// Barrier that completes when stage data has arrived.
     #[inline(always)]
     pub fn full(self, at: Cursor<STAGES>) -> SmemAddr {
-        self.barriers.offset(at.stage * BARRIER_BYTES)
+        self.barriers.offset(at.stage() * BARRIER_BYTES)
     }
 
     #[inline(always)]
     fn empty(self, at: Cursor<STAGES>) -> SmemAddr {
-        self.barriers.offset((STAGES + at.stage) * BARRIER_BYTES)
+        self.barriers.offset((STAGES + at.stage()) * BARRIER_BYTES)
     }
 
     /// Initialises the barriers for `consumers` arrivals a stage.
@@ -72,7 +67,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     pub unsafe fn init(self, consumers: u32) {
         let mut stage = 0;
         while stage < STAGES {
-            let at = Cursor { stage, parity: 0 };
+            let at = Cursor::at(stage);
             // SAFETY: the caller owns this shared memory and no one uses the barriers yet.
             unsafe {
                 mbarrier::init(self.full(at), 1);
@@ -89,7 +84,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     #[inline(always)]
     pub unsafe fn wait_empty(self, at: Cursor<STAGES>) {
         // SAFETY: forwarded. The parity of a barrier's "previous phase" is 1 before its first completion.
-        unsafe { mbarrier::wait(self.empty(at), at.parity ^ 1) }
+        unsafe { mbarrier::wait(self.empty(at), at.parity() ^ 1) }
     }
 
     /// Consumer: waits until the stage's data is there.
@@ -99,7 +94,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     #[inline(always)]
     pub unsafe fn wait_full(self, at: Cursor<STAGES>) {
         // SAFETY: forwarded.
-        unsafe { mbarrier::wait(self.full(at), at.parity) }
+        unsafe { mbarrier::wait(self.full(at), at.parity()) }
     }
 
     /// Consumer: gives the stage back; counts where `on` is 1 (one thread a warpgroup).

@@ -40,6 +40,18 @@ pub unsafe fn st_u32(ptr: u64, value: u32) {
     unsafe { asm!("st.global.u32 [{}], {};", in(reg64) ptr, in(reg32) value) };
 }
 
+/// Where `on` is not 0, stores 32 bits. PTX: `@p st.global.u32 [a], v`. Called by a thread, or by a warp with some lanes `on`.
+///
+/// # Safety
+/// As [`st_u32`], for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn st_u32_if(ptr: u64, value: u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {2}, 0; @p st.global.u32 [{0}], {1}; }}", in(reg64) ptr, in(reg32) value, in(reg32) on);
+    }
+}
+
 /// Stores 128 bits. PTX: `st.global.v4.u32 [a], {v0, v1, v2, v3}`. Called by any thread.
 ///
 /// # Safety

@@ -38,3 +38,11 @@ pub fn fmax(a: f32, b: f32) -> f32 {
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     pure32!(f32, "fma.rn.ftz.f32 {}, {}, {}, {};", a, b, c)
 }
+
+/// Has `x` computed before this point: LLVM may otherwise sink arithmetic past a wait to its first use. Emits nothing but
+/// a comment. Called by any thread.
+#[inline(always)]
+pub fn pin(x: &mut f32) {
+    // SAFETY: no instruction; the value comes out as it went in.
+    unsafe { core::arch::asm!("// pin {0}", inout(reg32) * x, options(nomem, nostack)) };
+}

@@ -20,8 +20,26 @@ pub unsafe fn init(bar: SmemAddr, count: u32) {
     unsafe { asm!("mbarrier.init.shared::cta.b64 [{}], {};", in(reg32) bar.0, in(reg32) count) };
 }
 
+/// Where `on` is not 0, sets a barrier to phase 0 expecting `count` arrivals per phase: the form for a place that leads
+/// straight to a block barrier. PTX: `@p mbarrier.init.shared::cta.b64 [bar], count`. Called by a warp with one lane `on`.
+///
+/// # Safety
+/// As [`init`].
+#[inline(always)]
+pub unsafe fn init_if(bar: SmemAddr, count: u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; @p mbarrier.init.shared::cta.b64 [{bar}], {count}; }}",
+            bar = in(reg32) bar.0,
+            count = in(reg32) count,
+            on = in(reg32) on,
+        );
+    }
+}
+
 /// Makes the initialised barriers visible to the async proxy (TMA). PTX: `fence.mbarrier_init.release.cluster`.
-/// Called by the thread that initialised them.
+/// Called by the thread that initialised them; harmless in the others.
 ///
 /// # Safety
 /// None beyond being called after the [`init`]s; unsafe like its siblings because the protocol is the caller's.

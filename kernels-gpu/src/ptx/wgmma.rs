@@ -55,7 +55,8 @@ pub fn keep<A: Accumulator>(acc: &mut A) {
     acc.keep();
 }
 
-/// Hands the indices of a 64- or 68-register accumulator to another macro.
+/// Hands the indices of a 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
+/// `then! { (args) 1 2 .. 63 }`. Index 0 is left to the other macro, which often wants no comma before it.
 macro_rules! with_indices {
     (64, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
@@ -66,6 +67,8 @@ macro_rules! with_indices {
         32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67 }
     };
 }
+
+pub(crate) use with_indices;
 
 macro_rules! keep_impl {
     (($n:literal) $($i:literal)*) => {

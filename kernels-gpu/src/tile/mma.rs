@@ -45,6 +45,14 @@ pub fn q_descriptor(q: SmemAddr, wg: u32) -> u64 {
     descriptor_k128(q.0 + wg * (crate::config::TILE_BYTES as u32 / 2))
 }
 
+/// Descriptor of the tile at `tile`, advanced by `by` units of 16 bytes. The address field cannot carry into the upper
+/// half, so the advance is a 32-bit add; left to a 64-bit one, every step costs a carry and a move.
+#[inline(always)]
+fn step(tile: SmemAddr, by: u32) -> u64 {
+    let descriptor = descriptor_k128(tile.0);
+    (descriptor & !0xFFFF_FFFF) | (descriptor as u32 + by) as u64
+}
+
 /// Issues S = Q K^T over the four 32-byte steps of the head dimension and commits it as one group. `reuse` gives its
 /// registers, not its values: the first step starts from zero, and clearing 64 registers a tile would cost issue slots.
 ///
@@ -52,15 +60,14 @@ pub fn q_descriptor(q: SmemAddr, wg: u32) -> u64 {
 /// Called by all threads of a warpgroup, converged; both tiles are complete in shared memory and stay until the wait.
 #[inline(always)]
 pub unsafe fn issue_qk(q: u64, k: SmemAddr, reuse: Scores) -> PendingScores {
-    let k = descriptor_k128(k.0);
     let mut s = reuse.0;
     // SAFETY: forwarded from the caller.
     unsafe {
         wgmma::fence();
-        wgmma::e4m3_m64n128k32_ss(&mut s, q, k, 0);
-        wgmma::e4m3_m64n128k32_ss(&mut s, q + 2, k + 2, 1);
-        wgmma::e4m3_m64n128k32_ss(&mut s, q + 4, k + 4, 1);
-        wgmma::e4m3_m64n128k32_ss(&mut s, q + 6, k + 6, 1);
+        wgmma::e4m3_m64n128k32_ss(&mut s, q, step(k, 0), 0);
+        wgmma::e4m3_m64n128k32_ss(&mut s, q + 2, step(k, 2), 1);
+        wgmma::e4m3_m64n128k32_ss(&mut s, q + 4, step(k, 4), 1);
+        wgmma::e4m3_m64n128k32_ss(&mut s, q + 6, step(k, 6), 1);
         wgmma::commit();
     }
     PendingScores(s)
@@ -73,16 +80,15 @@ pub unsafe fn issue_qk(q: u64, k: SmemAddr, reuse: Scores) -> PendingScores {
 /// As [`issue_qk`]; `p` must not be written before the wait.
 #[inline(always)]
 pub unsafe fn issue_pv(p: &Probabilities, v: SmemAddr, reuse: Output) -> PendingOutput {
-    let v = descriptor_k128(v.0);
     let mut o = reuse.0;
     let p = &p.0;
     // SAFETY: forwarded from the caller.
     unsafe {
         wgmma::fence();
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[0], p[1], p[2], p[3]], v, 0);
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[4], p[5], p[6], p[7]], v + 2, 1);
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[8], p[9], p[10], p[11]], v + 4, 1);
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[12], p[13], p[14], p[15]], v + 6, 1);
+        wgmma::e4m3_m64n128k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, 0), 0);
+        wgmma::e4m3_m64n128k32_rs(&mut o, [p[4], p[5], p[6], p[7]], step(v, 2), 1);
+        wgmma::e4m3_m64n128k32_rs(&mut o, [p[8], p[9], p[10], p[11]], step(v, 4), 1);
+        wgmma::e4m3_m64n128k32_rs(&mut o, [p[12], p[13], p[14], p[15]], step(v, 6), 1);
         wgmma::commit();
     }
     PendingOutput(o)

@@ -2,6 +2,10 @@
 
 pub mod epilogue;
 pub mod mma;
+pub mod pages;
+pub mod reduce;
 pub mod softmax;
+pub mod sums;
+pub mod topk;
 #[macro_use]
 pub mod unroll;

@@ -5,7 +5,7 @@ use super::mma::{Probabilities, Scores};
 use crate::config::P_SCALE_LOG2;
 use crate::ptx::{
     cvt::e4m3x4,
-    math::{ex2, fma, fmax},
+    math::{self, ex2, fma, fmax},
     warp::shfl_bfly_f32,
 };
 use crate::unroll;
@@ -17,8 +17,9 @@ const NO_MAXIMUM: f32 = -1.0e30;
 pub struct OnlineSoftmax {
     /// Largest raw score so far.
     pub max: [f32; 2],
-    /// Sum of 2^8 * P over this thread's columns.
-    pub sum: [f32; 2],
+    /// Sum of 2^8 * P over this thread's columns, the even and the odd ones of each row apart: with two warps a scheduler
+    /// the latency of one 32-deep chain of adds would show.
+    sum: [f32; 4],
     /// Raw score to base-2 logit: q_scale * k_scale * softmax scale * log2 e. Positive.
     pub scale: [f32; 2],
 }
@@ -27,7 +28,7 @@ impl OnlineSoftmax {
     /// An empty row pair.
     #[inline(always)]
     pub fn new(scale: [f32; 2]) -> Self {
-        Self { max: [NO_MAXIMUM; 2], sum: [0.0; 2], scale }
+        Self { max: [NO_MAXIMUM; 2], sum: [0.0; 4], scale }
     }
 
     /// Turns raw scores into 2^8 * P against the new maximum; returns the factors that bring older sums and outputs to it.
@@ -42,8 +43,9 @@ impl OnlineSoftmax {
         self.max = new;
         let (ka, kb) = (self.scale[0], self.scale[1]);
         let (na, nb) = (fma(-new[0], ka, P_SCALE_LOG2), fma(-new[1], kb, P_SCALE_LOG2));
-        // Two chains a row: with two warps a scheduler the latency of one 32-deep chain of adds would show.
-        let mut sum = [0f32; 4];
+        let old = self.sum;
+        let sum = &mut self.sum;
+        *sum = [old[0] * factor[0], old[1] * factor[0], old[2] * factor[1], old[3] * factor[1]];
         unroll!(I < 16 {
             s.0[4 * I] = ex2(fma(s.0[4 * I], ka, na));
             s.0[4 * I + 1] = ex2(fma(s.0[4 * I + 1], ka, na));
@@ -54,8 +56,13 @@ impl OnlineSoftmax {
             sum[2] += s.0[4 * I + 2];
             sum[3] += s.0[4 * I + 3];
         });
-        self.sum = [fma(self.sum[0], factor[0], sum[0] + sum[1]), fma(self.sum[1], factor[1], sum[2] + sum[3])];
         factor
+    }
+
+    /// Has the last step finished here: see [`math::pin`].
+    #[inline(always)]
+    pub fn pin(&mut self) {
+        unroll!(I < 4 { math::pin(&mut self.sum[I]); });
     }
 
     /// # Safety
@@ -80,7 +87,7 @@ impl OnlineSoftmax {
     #[inline(always)]
     pub unsafe fn total(&self) -> [f32; 2] {
         // SAFETY: forwarded from the caller.
-        unsafe { [quad_sum(self.sum[0]), quad_sum(self.sum[1])] }
+        unsafe { [quad_sum(self.sum[0] + self.sum[1]), quad_sum(self.sum[2] + self.sum[3])] }
     }
 }
 

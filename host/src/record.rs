@@ -1,0 +1,147 @@
+//! One line of `benches/records/*.jsonl`: a measured stage with everything needed to read the number.
+
+use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A measured stage. What is not known, or has no meaning for the stage, is `null`.
+///
+/// FLOPs count visible (query, key) pairs only, 4 x 128 each; `tflops_selected` those inside the selected blocks,
+/// `tflops_dense_equiv` all of them, both over the stage's median time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// `attend`, `select`, `summarize_kv`, `append_kv` or `prefill` (summarize_kv, select and attend together).
+    pub bench: String,
+    /// `cuda` or `cpu`.
+    pub backend: String,
+    /// GPU name.
+    pub gpu: Option<String>,
+    /// Driver version.
+    pub driver: Option<String>,
+    /// Median SM clock while launches repeated.
+    pub sm_clock_mhz: Option<f64>,
+    /// Median board power while launches repeated.
+    pub power_w: Option<f64>,
+    /// Query heads.
+    pub hq: usize,
+    /// KV heads.
+    pub hkv: usize,
+    /// Head dimension.
+    pub d: usize,
+    /// New tokens.
+    pub seq: usize,
+    /// Tokens before them.
+    pub history: usize,
+    /// Tokens in a KV page.
+    pub page: usize,
+    /// Share of causal blocks not attended to.
+    pub skip: f64,
+    /// How probabilities are formed (`exact`: exp2 in f32, rounded to e4m3 at 2^8); only of stages with a softmax.
+    pub softmax: Option<String>,
+    /// Where the blocks come from: `hpc`, `paper`, `dense`, `random` or `block_mask`.
+    pub preset: String,
+    /// Median of the repetitions, milliseconds.
+    pub ms: f64,
+    /// 10th percentile.
+    pub p10: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// Timed repetitions.
+    pub repeat: usize,
+    /// State of the L2 cache before each timed launch.
+    pub l2: Option<String>,
+    /// TFLOP/s of the visible pairs inside the selected blocks.
+    pub tflops_selected: Option<f64>,
+    /// TFLOP/s as if every visible pair had been computed.
+    pub tflops_dense_equiv: Option<f64>,
+    /// SM clocks per 128 x 128 tile: clock x SMs x time / executed tiles.
+    pub cycles_per_tile: Option<f64>,
+    /// Name of the peer, where the line is a peer's.
+    pub peer: Option<String>,
+    /// The command that made the line.
+    pub command: String,
+    /// Commit of the source.
+    pub commit: Option<String>,
+    /// UTC, `YYYY-MM-DDThh:mm:ssZ`.
+    pub date: String,
+}
+
+impl Record {
+    /// The line, with its line feed.
+    pub fn to_line(&self) -> String {
+        // Serialising a struct of numbers and strings cannot fail; a non-finite number becomes null.
+        serde_json::to_string(self).map(|line| line + "\n").unwrap_or_default()
+    }
+}
+
+/// This moment as `YYYY-MM-DDThh:mm:ssZ`.
+pub fn now() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    utc(seconds)
+}
+
+/// Seconds since 1970 as `YYYY-MM-DDThh:mm:ssZ`.
+fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
+    let (mut year, mut day) = (1970, days);
+    while day >= 365 + u64::from(leap(year)) {
+        day -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if day < length {
+            break;
+        }
+        day -= length;
+        month += 1;
+    }
+    format!("{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z", day + 1, rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// The commit of the source: `STEM_COMMIT` of the build or of the environment (a packaged binary has no repository
+/// beside it), else what git says here.
+pub fn commit() -> Option<String> {
+    if let Some(commit) = option_env!("STEM_COMMIT") {
+        return Some(commit.to_owned());
+    }
+    if let Ok(commit) = std::env::var("STEM_COMMIT") {
+        return Some(commit);
+    }
+    let output = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
+
+/// The command line, the program by its bare name.
+pub fn command() -> String {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    std::iter::once("stem".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_600, "2025-01-01T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+    }
+
+    #[test]
+    fn a_line_reads_back() {
+        let record = Record { bench: "attend".into(), ms: 1.5, tflops_selected: Some(800.0), date: now(), ..Default::default() };
+        let line = record.to_line();
+        assert!(line.ends_with('\n') && line.matches('\n').count() == 1);
+        assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);
+    }
+}
