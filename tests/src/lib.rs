@@ -1,2 +1,3 @@
 //! Shared helpers of the integration tests.
 pub mod gpu;
+pub mod stages;
