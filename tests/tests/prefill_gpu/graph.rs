@@ -10,6 +10,10 @@ use stem_attn::{Error, Selection};
 use stem_attn_tests::batch::Batch;
 use stem_attn_tests::gpu::{POISON, backend};
 
+fn whole(out: &mut CudaSlice<bf16>) -> PrefillOutputs<'_> {
+    PrefillOutputs { out: out.as_view_mut(), lse: None }
+}
+
 fn span<T, B: DevicePtr<T>>(stream: &CudaStream, buffer: &B) -> Span<T> {
     let len = buffer.len();
     let (address, _guard) = buffer.device_ptr(stream);
@@ -79,13 +83,12 @@ fn tensors_that_do_not_fit_are_named_and_nothing_runs() {
         other => panic!("{name}: {other:?}"),
     };
     let tensors = inputs.tensors();
-    let whole = |out| PrefillOutputs { out, lse: None };
-    named(plan.run(stream, &tensors, &mut small, &mut whole(out.as_view_mut())), "workspace");
-    named(plan.run(stream, &tensors, &mut large, &mut whole(short.as_view_mut())), "out");
+    named(plan.run(stream, &tensors, &mut small, &mut whole(&mut out)), "workspace");
+    named(plan.run(stream, &tensors, &mut large, &mut whole(&mut short)), "out");
     let cut = PrefillTensors { q: tensors.q.slice(..rows * 128 - 1), ..inputs.tensors() };
-    named(plan.run(stream, &cut, &mut large, &mut whole(out.as_view_mut())), "q");
+    named(plan.run(stream, &cut, &mut large, &mut whole(&mut out)), "q");
     let cut = PrefillTensors { page_table: tensors.page_table.slice(..3), ..inputs.tensors() };
-    named(plan.run(stream, &cut, &mut large, &mut whole(out.as_view_mut())), "page_table");
+    named(plan.run(stream, &cut, &mut large, &mut whole(&mut out)), "page_table");
     let bytes = buffer::download(stream, large.buffer(), plan.workspace_bytes()).expect("workspace");
     assert!(bytes.iter().all(|&b| b == POISON), "nothing was launched");
 }

@@ -12,6 +12,7 @@ use stem_attn::cuda::{CudaBackend, DeviceInputs};
 use stem_attn::driver::buffer;
 use stem_attn::kv::PageLayout;
 use stem_attn::plan::{Plan, PlanDesc, PlanSelection, PrefillOutputs, Workspace, default_softmax_scale};
+use stem_attn::reference::error::relative;
 use stem_attn::reference::{self, AttendInputs, AttendOutput};
 use stem_attn::{BlockLists, Geometry, Preset, Schedule, Selection, StemConfig};
 use stem_attn_tests::batch::Batch;
@@ -131,11 +132,11 @@ impl<'a> Case<'a> {
         }
         let exact = self.exact(&done.lists);
         let out: Vec<f32> = done.out.iter().map(|x| x.to_f32()).collect();
-        let error = reference::relative(&out, &exact.out);
+        let error = relative(&out, &exact.out);
         println!("relative error {error:.5}");
         assert!(error <= tolerance, "relative error {error} of the output");
         for (row, (got, want)) in out.chunks_exact(128).zip(exact.out.chunks_exact(128)).enumerate() {
-            let error = reference::relative(got, want);
+            let error = relative(got, want);
             assert!(error <= row_tolerance, "row {row}: relative error {error}");
         }
         for (row, (&got, &want)) in done.lse.iter().zip(&exact.lse).enumerate() {
