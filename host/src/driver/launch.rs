@@ -87,8 +87,10 @@ impl Launch {
     }
 }
 
-/// One kernel argument: a borrowed `#[repr(C)]` value that the launch copies.
+/// One kernel argument: a borrowed `#[repr(C)]` value that the launch copies. A slice of them is the driver's array of
+/// pointers as it stands.
 #[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
 pub struct Arg<'a> {
     at: *const c_void,
     borrowed: PhantomData<&'a ()>,
@@ -98,11 +100,6 @@ impl<'a> Arg<'a> {
     /// The bytes of `value` as one by-value parameter.
     pub fn of<T: Copy>(value: &'a T) -> Self {
         Self { at: std::ptr::from_ref(value).cast(), borrowed: PhantomData }
-    }
-
-    pub(super) fn as_ptr(&self) -> *mut c_void {
-        // The driver's signature is not const; it only reads.
-        self.at.cast_mut()
     }
 }
 

@@ -189,10 +189,11 @@ impl Kernel {
             attrs: attributes.as_mut_ptr(),
             numAttrs: count,
         };
-        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::as_ptr).collect();
+        // The driver's signature is not const; it only reads. `Arg` is transparent over one pointer.
+        let pointers = args.as_ptr().cast_mut().cast::<*mut c_void>();
         // SAFETY: config, attributes and the argument values live to the end of the call, which copies them; the handle is
         // valid and its context current; the rest is the caller's promise.
-        unsafe { sys::cuLaunchKernelEx(&config, self.function, pointers.as_mut_ptr(), ptr::null_mut()) }
+        unsafe { sys::cuLaunchKernelEx(&config, self.function, pointers, ptr::null_mut()) }
             .result()
             .map_err(driver_error("cuLaunchKernelEx"))
     }

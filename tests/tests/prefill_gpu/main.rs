@@ -141,6 +141,7 @@ impl<'a> Case<'a> {
         }
         for (row, (&got, &want)) in done.lse.iter().zip(&exact.lse).enumerate() {
             let got = f64::from(got);
+            // The tensor core keeps about 14 bits of a logit; exact logits give 1e-6.
             assert!(got == want || (got - want).abs() <= 5e-3, "row {row}: log-sum-exp {got}, exactly {want}");
         }
         done
@@ -149,8 +150,8 @@ impl<'a> Case<'a> {
 
 /// Random data: P in e4m3 alone gives 0.026.
 const RANDOM: f64 = 0.03;
-/// One row of random data: the mean of 128 errors scatters little; a wrong block or mask gives far more.
-const RANDOM_ROW: f64 = 0.1;
+/// One row of random data. The CPU model of the kernel stays below 0.04; a wrong block or mask gives far more than this.
+const RANDOM_ROW: f64 = 0.08;
 
 /// A configuration that has to choose in short prompts.
 fn choosy(alpha: f32) -> StemConfig {
