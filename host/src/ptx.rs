@@ -136,6 +136,31 @@ mod tests {
     }
 
     #[test]
+    fn parameter_blocks_have_the_sizes_that_the_host_passes() {
+        use stem_attn_kernels::abi;
+        for (kernel, sizes) in [
+            (KernelId::AppendKv, vec![size_of::<abi::AppendKvParams>()]),
+            (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
+            (KernelId::QuerySums, vec![size_of::<abi::QuerySumsParams>()]),
+            (KernelId::ValueBias, vec![size_of::<abi::ValueBiasParams>()]),
+            (KernelId::Scores, vec![size_of::<abi::ScoresParams>(), 128, 128]),
+            (KernelId::Topk, vec![size_of::<abi::TopkParams>()]),
+            (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),
+        ] {
+            let text = kernel.module().text();
+            let (_, rest) = text.split_once(&format!(".entry {}(", kernel.entry())).expect("the entry");
+            let (list, _) = rest.split_once("\n)").expect("the end of the parameters");
+            let declared: Vec<&str> = list.split(',').map(str::trim).collect();
+            assert_eq!(declared.len(), sizes.len(), "{}: {declared:?}", kernel.entry());
+            for (i, (declared, size)) in declared.iter().zip(sizes).enumerate() {
+                let align = if i == 0 { 8 } else { 64 };
+                let want = format!(".param .align {align} .b8 {}_param_{i}[{size}]", kernel.entry());
+                assert_eq!(*declared, want);
+            }
+        }
+    }
+
+    #[test]
     fn every_entry_of_a_module_is_listed() {
         for module in PtxModule::ALL {
             let entries = module.text().matches(".visible .entry ").count();

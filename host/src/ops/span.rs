@@ -1,6 +1,6 @@
 //! Device memory as the launchers see it, and the checks on it.
 
-use super::product;
+use super::{int, product};
 use crate::error::{Error, Result};
 use crate::kv::{PageLayout, check_page_size};
 use float8::F8E4M3;
@@ -11,6 +11,9 @@ use stem_attn_kernels::config::HEAD_DIM;
 
 /// Vector loads, bulk copies and tensor maps move 16 bytes at a time.
 const VECTOR_BYTES: u64 = 16;
+
+/// Strides of a tensor map have 40 bits.
+const MAX_STRIDE: u64 = 1 << 40;
 
 /// `len` elements of device memory.
 pub struct Span<T> {
@@ -169,6 +172,8 @@ impl PageDesc {
     /// [`Error::Value`] or [`Error::Shape`] naming the field.
     pub fn check(&self, longest: usize, hkv: usize) -> Result<[usize; 2]> {
         check_page_size(self.page_size)?;
+        int("pages", self.pages)?;
+        int("table_stride", self.table_stride)?;
         if self.pages == 0 && longest > 0 {
             return Err(Error::value("pages", "at least 1", 0));
         }
@@ -178,11 +183,7 @@ impl PageDesc {
         }
         let end = |name, strides| {
             page_end(strides, self.pages, self.page_size, hkv).ok_or_else(|| {
-                Error::value(
-                    name,
-                    format!("strides that are multiples of {VECTOR_BYTES} and fit the address space"),
-                    format!("{strides:?}"),
-                )
+                Error::value(name, format!("strides from 0 to 2^40 bytes, multiples of {VECTOR_BYTES}"), format!("{strides:?}"))
             })
         };
         Ok([end("k_pages", self.k_strides)?, end("v_pages", self.v_strides)?])
@@ -212,10 +213,10 @@ impl Paged {
     }
 }
 
-/// Bytes from the first row to the end of the last, or `None` for strides that no kernel can follow.
+/// Bytes from the first row to the end of the last, or `None` for strides that no tensor map can hold.
 fn page_end(strides: PageStrides, pages: usize, page_size: usize, hkv: usize) -> Option<usize> {
     let part = |stride: i64, n: usize| {
-        let stride = u64::try_from(stride).ok().filter(|s| s.is_multiple_of(VECTOR_BYTES))?;
+        let stride = u64::try_from(stride).ok().filter(|&s| s.is_multiple_of(VECTOR_BYTES) && s < MAX_STRIDE)?;
         usize::try_from(stride).ok()?.checked_mul(n.saturating_sub(1))
     };
     let last = part(strides.page, pages)?.checked_add(part(strides.token, page_size)?)?.checked_add(part(strides.head, hkv)?)?;
