@@ -6,7 +6,7 @@
 //!
 //! - [`PrefillInputs`] / [`Backend`]: host tensors in, host tensors out, on whichever backend there is.
 //! - `Plan` (feature `cuda`): device tensors; everything validated once, `run` only launches.
-//! - [`reference`]: every stage on the CPU, the oracle of the tests.
+//! - [`mod@reference`]: every stage on the CPU, the oracle of the tests.
 
 pub mod backend;
 pub mod budget;
