@@ -23,7 +23,7 @@ fn exact_budget(k: u64, blocks: u64, block: u64, permille: u64) -> (u64, u64) {
     // k - (p - k)/(Pb - k - 1) * (1 - alpha) * k, over the common denominator.
     let denominator = 1000 * (blocks - k - 1);
     let value = k * denominator - (block - k) * (1000 - permille) * k;
-    let slack = k * denominator >> 20;
+    let slack = (k * denominator) >> 20;
     ((value.saturating_sub(slack) / denominator).max(1), ((value + slack) / denominator).min(k))
 }
 

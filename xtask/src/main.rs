@@ -16,8 +16,8 @@ mod test;
 mod tidy;
 mod toolchain;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, check and run stem-attn", disable_help_subcommand = true)]
@@ -44,8 +44,8 @@ enum Command {
     PackageGpu(package_gpu::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::BuildPtx(args) => build_ptx::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Check(args) => check::run(&args),
@@ -53,5 +53,13 @@ fn main() -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Doctor => doctor::run(),
         Command::PackageGpu(args) => package_gpu::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not returned from main: a backtrace of this program helps nobody who reads that a kernel spills.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

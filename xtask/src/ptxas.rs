@@ -46,14 +46,17 @@ fn in_python() -> Option<PathBuf> {
 /// When there is no pip or no network.
 pub fn fetch() -> Result<PathBuf> {
     let into = sh::root().join(CACHE);
-    sh::run(
-        sh::command("python3")
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"])
-            .arg(&into)
-            .arg(WHEEL),
-    )
-    .context("fetching ptxas (needs python3 with pip: `apt-get install -y --no-install-recommends python3-pip`)")?;
-    Ok(into.join(IN_WHEEL)).and_then(|p| if p.is_file() { Ok(p) } else { bail!("{WHEEL} has no {IN_WHEEL}") })
+    let mut pip = sh::command("python3");
+    pip.env("PIP_ROOT_USER_ACTION", "ignore")
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade", "--target"])
+        .arg(&into)
+        .arg(WHEEL);
+    sh::run(&mut pip).context("fetching ptxas (needs python3 with pip: `apt-get install -y --no-install-recommends python3-pip`)")?;
+    let ptxas = into.join(IN_WHEEL);
+    if !ptxas.is_file() {
+        bail!("{WHEEL} has no {IN_WHEEL}");
+    }
+    Ok(ptxas)
 }
 
 /// As [`find`], fetching the wheel if there is none and `may_fetch` allows it.

@@ -3,7 +3,8 @@
 # Ends with 1 when one of them fails.
 here=$(cd "$(dirname "$0")" && pwd)
 # A test that finds no usable GPU fails instead of skipping.
-export STEM_REQUIRE_GPU=1
+export STEM_ATTN_REQUIRE_GPU=1
+export STEM_BIN="$here/bin/stem"
 [ $# -gt 0 ] || set -- $(ls "$here/tests")
 echo "== stem info"
 "$here/bin/stem" info || exit 1

@@ -73,9 +73,17 @@ fn ptx() -> Result<()> {
 
 fn gpu() -> Result<()> {
     println!("tier gpu");
-    // STEM_REQUIRE_GPU: a test that finds no usable GPU fails instead of skipping.
+    // STEM_ATTN_REQUIRE_GPU: a test that finds no usable GPU fails instead of skipping.
     let mut cargo = sh::cargo();
-    cargo.env("STEM_REQUIRE_GPU", "1").args(["test", "--release", "--locked", "--package", "stem-attn-tests", "--", "--test-threads=1"]);
+    cargo.env("STEM_ATTN_REQUIRE_GPU", "1").args([
+        "test",
+        "--release",
+        "--locked",
+        "--package",
+        "stem-attn-tests",
+        "--",
+        "--test-threads=1",
+    ]);
     sh::run(&mut cargo).context("tier gpu")
 }
 

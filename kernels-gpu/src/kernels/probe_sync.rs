@@ -165,7 +165,6 @@ pub unsafe extern "gpu-kernel" fn probe_smem(p: ProbeParams) {
     let counter = region(1);
     // SAFETY: each thread has 64 bytes of its own; the counter is set before the barrier and atomic after it.
     unsafe {
-        smem::st_u32(region(2).offset(4 * tid), 0);
         smem::st_u32(counter.offset(4 * tid), 0);
         barrier::sync_all();
         let x = global::ld_nc_u32(word(p.a, tid));
