@@ -17,7 +17,9 @@ fn stem() -> &'static Path {
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
-            .args(["build", "--package", "stem-attn", "--bin", "stem", "--message-format=json"])
+            .args(["build", "--locked", "--package", "stem-attn", "--bin", "stem", "--message-format=json"])
+            // The profile of this test: built already, or at least of use to the next.
+            .args((!cfg!(debug_assertions)).then_some("--release"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .expect("run cargo");
