@@ -42,3 +42,8 @@ pub use error::{Error, Result};
 pub use geometry::Geometry;
 pub use mask::BlockLists;
 pub use tensor::PrefillInputs;
+
+/// The README's example must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
