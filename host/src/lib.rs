@@ -5,7 +5,7 @@
 //! computes the same thing, slowly.
 //!
 //! - [`PrefillInputs`] / [`Backend`]: host tensors in, host tensors out, on whichever backend there is.
-//! - `plan::Plan` (feature `cuda`): device tensors; everything validated once, `run` only launches.
+//! - `Plan` (feature `cuda`): device tensors; everything validated once, `run` only launches.
 //! - [`mod@reference`]: every stage on the CPU, the oracle of the tests.
 
 pub mod backend;
@@ -42,3 +42,8 @@ pub use error::{Error, Result};
 pub use geometry::Geometry;
 pub use mask::BlockLists;
 pub use tensor::PrefillInputs;
+
+/// The README's example must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

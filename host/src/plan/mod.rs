@@ -67,6 +67,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
 use crate::ops::{DeviceGeometry, Heads, Kernels, PageDesc};
+use crate::reference::KvSummaries;
 use desc::Checked;
 use std::sync::Arc;
 use workspace::{Layout, Region};
@@ -168,6 +169,20 @@ impl Plan {
     pub fn download_scores(&self, stream: &Arc<CudaStream>, workspace: &Workspace) -> Result<Option<Vec<f32>>> {
         self.layout.select.map(|select| fetch(stream, workspace, select.scores)).transpose()
     }
+
+    /// What the last `summarize_kv` left in the workspace. Key sums and run norms are empty for a plan that does not
+    /// select. Waits for the stream.
+    ///
+    /// # Errors
+    /// As [`Self::download_lists`].
+    pub fn download_summaries(&self, stream: &Arc<CudaStream>, workspace: &Workspace) -> Result<KvSummaries> {
+        let select = self.layout.select;
+        Ok(KvSummaries {
+            k_sums: select.map_or(Ok(Vec::new()), |s| fetch(stream, workspace, s.k_sums))?,
+            run_norms: select.map_or(Ok(Vec::new()), |s| fetch(stream, workspace, s.run_norms))?,
+            v_tiles: fetch(stream, workspace, self.layout.v_tiles)?,
+        })
+    }
 }
 
 /// Copies one tensor of the workspace to the host.
@@ -176,7 +191,7 @@ fn fetch<T: DeviceRepr + ValidAsZeroBits + Copy>(stream: &Arc<CudaStream>, works
     let short = || Error::shape("workspace", format!("{end} bytes"), workspace.buffer().len());
     let view = workspace.buffer().try_slice(region.offset..end).ok_or_else(short)?;
     let len = region.bytes / size_of::<T>();
-    // SAFETY: regions are aligned for every element type, and any bytes are valid i32 and f32.
+    // SAFETY: regions are aligned for every element type, and any bytes are valid i32, f32, bf16 and e4m3.
     let view = unsafe { view.transmute::<T>(len) }.ok_or_else(short)?;
     buffer::download(stream, &view, len)
 }

@@ -1,99 +1,18 @@
-//! Each stage alone against the reference's stage of the same name.
+//! Stages behind a plan: scores as the whole chain gives them, and appended pages. `stages_gpu.rs` tests each launcher alone.
 
 use super::{Case, choosy};
 use half::bf16;
 use rstest::rstest;
-use stem_attn::cuda::CudaBackend;
-use stem_attn::driver::{CudaSlice, DevicePtr, DeviceRepr, ValidAsZeroBits, buffer};
+use stem_attn::driver::buffer;
 use stem_attn::kv::PageLayout;
-use stem_attn::ops::{self, DeviceGeometry, Heads, Launcher, PageDesc, Paged, Scales, Span};
+use stem_attn::ops::PageDesc;
 use stem_attn::plan::{AppendTensors, Plan, PlanDesc, PlanSelection, default_softmax_scale};
 use stem_attn::reference::{self, ScoreInputs};
 use stem_attn::{Preset, Selection, StemConfig};
 use stem_attn_tests::batch::Batch;
-use stem_attn_tests::gpu::{POISON, backend};
+use stem_attn_tests::gpu::backend;
 
 const RAGGED: [(usize, usize); 6] = [(200, 200), (0, 0), (0, 300), (1, 1), (129, 517), (300, 1000)];
-
-/// A span of a buffer that outlives the test's downloads; everything runs on the backend's stream.
-fn span<T: DeviceRepr>(gpu: &CudaBackend, slice: &CudaSlice<T>) -> Span<T> {
-    let (address, _guard) = slice.device_ptr(gpu.stream());
-    // SAFETY: one stream, and the tests keep their buffers until they have downloaded the results.
-    unsafe { Span::from_raw(address, slice.len()) }
-}
-
-fn poisoned<T: DeviceRepr + ValidAsZeroBits>(gpu: &CudaBackend, len: usize) -> CudaSlice<T> {
-    let mut out = buffer::zeroed(gpu.stream(), len).expect("allocate");
-    buffer::fill_bytes(gpu.stream(), &mut out, POISON).expect("poison");
-    out
-}
-
-fn bits(x: &[bf16]) -> Vec<u16> {
-    x.iter().map(|x| x.to_bits()).collect()
-}
-
-/// Compares within an absolute tolerance; NaN never passes.
-fn close(name: &str, got: &[f32], want: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), want.len());
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= tolerance, "{name}[{i}]: {got}, reference {want}");
-    }
-}
-
-#[rstest]
-fn summaries_and_query_sums(#[values(16, 64, 256)] page_size: usize, #[values(PageLayout::Nhd, PageLayout::Hnd)] layout: PageLayout) {
-    let Some(gpu) = backend() else { return };
-    let stream = gpu.stream();
-    let batch = Batch::random(21, 4, 2, &RAGGED);
-    let geometry = batch.geometry(true, None);
-    let (hq, hkv, total_kb, total_qb) = (batch.hq, batch.hkv, geometry.total_kb(), geometry.total_qb());
-    let order: Vec<i32> = (0..200).map(|i| (i * 77 + 5) % 200).collect();
-    let paged = batch.paged(page_size, layout, Some(&order));
-    let want = reference::summarize_kv(&paged.view(), &geometry, &batch.k_scale, &batch.v_scale).expect("reference");
-    let want_q = reference::query_sums(&batch.q, &batch.q_scale, hq, &geometry).expect("reference");
-
-    let tables = DeviceGeometry::upload(stream, geometry).expect("tables");
-    let at = Launcher { kernels: gpu.kernels(), stream, geometry: &tables, heads: Heads::new(hq, hkv).expect("heads") };
-    let up = |x: &[f32]| buffer::upload(stream, x).expect("upload");
-    let (k_pages, v_pages) = (buffer::upload(stream, &paged.k_pages).expect("k"), buffer::upload(stream, &paged.v_pages).expect("v"));
-    let (table, k_scale, v_scale) = (buffer::upload(stream, &paged.table).expect("table"), up(&batch.k_scale), up(&batch.v_scale));
-    let k_sums = poisoned::<bf16>(gpu, hkv * total_kb * 2048);
-    let run_norms = poisoned::<f32>(gpu, hkv * total_kb * 8);
-    let v_tiles = poisoned::<u8>(gpu, total_kb * hkv * 16_384);
-    let args = ops::SummarizeKv {
-        kv: Paged {
-            k_pages: span(gpu, &k_pages),
-            v_pages: span(gpu, &v_pages),
-            table: span(gpu, &table),
-            desc: PageDesc::dense(layout, hkv, page_size, paged.pages, paged.table_stride),
-        },
-        scales: Scales { k: span(gpu, &k_scale), v: span(gpu, &v_scale) },
-        k_sums: Some(span(gpu, &k_sums)),
-        run_norms: Some(span(gpu, &run_norms)),
-        v_tiles: span(gpu, &v_tiles),
-    };
-    ops::summarize_kv(&at, &args).expect("launch");
-    let got = buffer::download(stream, &k_sums, want.k_sums.len()).expect("sums");
-    assert_eq!(bits(&got), bits(&want.k_sums), "key sums are exact");
-    close("run_norms", &buffer::download(stream, &run_norms, want.run_norms.len()).expect("norms"), &want.run_norms, 1e-5);
-    let got = buffer::download(stream, &v_tiles, want.v_tiles.len()).expect("tiles");
-    let want_tiles: Vec<u8> = want.v_tiles.iter().map(|x| x.to_bits()).collect();
-    assert!(got == want_tiles, "transposed V tiles are a copy");
-
-    let (q, q_scale) = (buffer::upload(stream, &batch.q).expect("q"), up(&batch.q_scale));
-    let q_sums = poisoned::<bf16>(gpu, hq * total_qb * 2048);
-    let args = ops::QuerySums { q: span(gpu, &q), q_scale: span(gpu, &q_scale), q_sums: span(gpu, &q_sums) };
-    ops::query_sums(&at, &args).expect("launch");
-    let got = buffer::download(stream, &q_sums, want_q.len()).expect("sums");
-    assert_eq!(bits(&got), bits(&want_q), "query sums are exact");
-
-    for oam in [StemConfig::preset(Preset::Hpc).oam, StemConfig::preset(Preset::Paper).oam] {
-        let v_bias = poisoned::<f32>(gpu, hkv * total_kb);
-        ops::value_bias(&at, &ops::ValueBias { run_norms: span(gpu, &run_norms), v_bias: span(gpu, &v_bias) }, &oam).expect("launch");
-        let want = reference::value_bias(&want.run_norms, hkv, tables.host(), &oam).expect("reference");
-        close("v_bias", &buffer::download(stream, &v_bias, want.len()).expect("bias"), &want, 1e-3);
-    }
-}
 
 /// Scores of the reference, and how far the GPU's may be from them: the order of an f32 sum of 2,048 products, the value
 /// term's logarithms, and one unit of bf16 where a sum lies on a rounding edge.

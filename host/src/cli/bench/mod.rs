@@ -1,6 +1,8 @@
 //! `stem bench`: one stage on random data, checked before it is timed.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod engine;
 mod problem;
 mod verify;
@@ -133,7 +135,7 @@ fn engine<'a>(
     Ok(match backend {
         Backend::Cpu => Box::new(cpu::CpuEngine::new(stage, problem, config, lists)?),
         #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => return Err(Error::Unsupported { what: "backend of stem bench", got: "cuda".into() }),
+        Backend::Cuda(backend) => Box::new(cuda::CudaEngine::new(backend, stage, problem, config, lists)?),
     })
 }
 
