@@ -48,6 +48,18 @@ pub struct StageTime {
     pub p90: f64,
 }
 
+impl StageTime {
+    /// Median, 10th and 90th percentile (nearest rank) of timed repetitions, in milliseconds; zeros where there is none.
+    pub fn from_samples(mut samples: Vec<f64>) -> Self {
+        samples.sort_by(f64::total_cmp);
+        let rank = |share: f64| {
+            let last = samples.len().saturating_sub(1);
+            samples.get((share * last as f64).round() as usize).copied().unwrap_or(0.0)
+        };
+        Self { ms: rank(0.5), p10: rank(0.1), p90: rank(0.9) }
+    }
+}
+
 /// Time of every stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StageTimes {

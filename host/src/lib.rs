@@ -6,7 +6,7 @@
 //!
 //! - [`PrefillInputs`] / [`Backend`]: host tensors in, host tensors out, on whichever backend there is.
 //! - `Plan` (feature `cuda`): device tensors; everything validated once, `run` only launches.
-//! - [`reference`]: every stage on the CPU, the oracle of the tests.
+//! - [`mod@reference`]: every stage on the CPU, the oracle of the tests.
 
 pub mod backend;
 pub mod budget;
@@ -27,6 +27,8 @@ pub mod driver;
 pub mod ops;
 #[cfg(feature = "cuda")]
 pub mod plan;
+#[cfg(feature = "cuda")]
+pub mod ptx;
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -40,3 +42,8 @@ pub use error::{Error, Result};
 pub use geometry::Geometry;
 pub use mask::BlockLists;
 pub use tensor::PrefillInputs;
+
+/// The README's example must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

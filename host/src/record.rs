@@ -33,13 +33,13 @@ pub struct Record {
     pub history: usize,
     /// Tokens in a KV page.
     pub page: usize,
-    /// Share of causal blocks not attended to.
-    pub skip: f64,
+    /// Share of causal blocks not attended to; only of stages that select or attend.
+    pub skip: Option<f64>,
     /// How probabilities are formed (`exact`: exp2 in f32, rounded to e4m3 at 2^8); only of stages with a softmax.
     pub softmax: Option<String>,
-    /// Where the blocks come from: `hpc`, `paper`, `dense`, `random` or `block_mask`.
-    pub preset: String,
-    /// Median of the repetitions, milliseconds.
+    /// Where the blocks come from: `hpc`, `paper`, `dense`, `random` or `block_mask`; only of stages that select or attend.
+    pub preset: Option<String>,
+    /// Median of the repetitions, milliseconds. Of `prefill --report`'s line `prefill`: the stages' medians (and percentiles) added.
     pub ms: f64,
     /// 10th percentile.
     pub p10: f64,

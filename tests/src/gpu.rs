@@ -1,6 +1,8 @@
 //! The GPU of the test run, where there is one.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use stem_attn::Error;
+use stem_attn::cuda::CudaBackend;
 use stem_attn::driver::{CudaSlice, CudaStream, Device, DeviceRepr, Kernel, Module, ValidAsZeroBits, available, buffer};
 
 /// Set to anything, a missing GPU fails a test instead of skipping it: for the machine that is meant to have one.
@@ -28,11 +30,7 @@ pub fn gpu() -> Option<Gpu> {
             let stream = device.context().new_stream().expect("create a stream");
             Some(Gpu { device, stream })
         }
-        Err(reason) if std::env::var_os(REQUIRE).is_some() => panic!("{REQUIRE} is set, and {reason}"),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
+        Err(reason) => skip(&reason),
     }
 }
 
@@ -58,4 +56,23 @@ impl Gpu {
     pub fn kernel(&self, ptx: &str, entry: &'static str, threads: u32, shared_bytes: u32) -> Kernel {
         Module::load(&self.device, entry, ptx).and_then(|m| m.kernel(entry, threads, shared_bytes)).expect("load the kernel")
     }
+}
+
+/// The CUDA backend, opened once for all tests of a binary, or `None` after printing why the test is skipped.
+///
+/// # Panics
+/// As [`gpu`].
+pub fn backend() -> Option<&'static CudaBackend> {
+    static BACKEND: OnceLock<CudaBackend> = OnceLock::new();
+    match available() {
+        Ok(()) => Some(BACKEND.get_or_init(|| CudaBackend::open(0).expect("open the CUDA backend"))),
+        Err(reason) => skip(&reason),
+    }
+}
+
+/// Prints why there is nothing to test.
+fn skip<T>(reason: &Error) -> Option<T> {
+    assert!(std::env::var_os(REQUIRE).is_none(), "{REQUIRE} is set, and {reason}");
+    println!("skipped: {reason}");
+    None
 }

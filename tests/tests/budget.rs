@@ -23,7 +23,7 @@ fn exact_budget(k: u64, blocks: u64, block: u64, permille: u64) -> (u64, u64) {
     // k - (p - k)/(Pb - k - 1) * (1 - alpha) * k, over the common denominator.
     let denominator = 1000 * (blocks - k - 1);
     let value = k * denominator - (block - k) * (1000 - permille) * k;
-    let slack = k * denominator >> 20;
+    let slack = (k * denominator) >> 20;
     ((value.saturating_sub(slack) / denominator).max(1), ((value + slack) / denominator).min(k))
 }
 
@@ -117,7 +117,8 @@ fn tables_of_a_ragged_batch() {
     assert_eq!(rows, [(0, 1, 2), (0, 2, 3), (2, 0, 1), (3, 0, 1), (3, 1, 2), (3, 2, 3)]);
     let tokens: Vec<_> = (0..6).map(|row| geometry.tokens(row)).collect();
     assert_eq!(tokens, [0..86, 86..130, 0..1, 0..128, 128..256, 256..257]);
-    let requests: Vec<_> = geometry.requests.iter().map(|r| (r.q_start, r.qb_start, r.qb_len, r.kb_start, r.kb_len, r.first_block)).collect();
+    let requests: Vec<_> =
+        geometry.requests.iter().map(|r| (r.q_start, r.qb_start, r.qb_len, r.kb_start, r.kb_len, r.first_block)).collect();
     assert_eq!(requests, [(0, 0, 2, 0, 3, 1), (130, 2, 0, 3, 0, 0), (130, 2, 1, 3, 1, 0), (131, 3, 3, 4, 3, 0)]);
     let keys: Vec<_> = geometry.key_blocks.iter().map(|b| (b.request, b.block)).collect();
     assert_eq!(keys, [(0, 0), (0, 1), (0, 2), (2, 0), (3, 0), (3, 1), (3, 2)]);

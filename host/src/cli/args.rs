@@ -1,5 +1,6 @@
 //! Arguments of `stem`.
 
+use super::bench::Stage;
 use crate::backend::BackendKind;
 use crate::config::Preset;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,6 +18,8 @@ pub struct Cli {
 pub enum Command {
     /// Attention of one layer on tensors from a safetensors file.
     Prefill(PrefillArgs),
+    /// One stage on random data, checked and then timed.
+    Bench(BenchArgs),
     /// Driver, GPU and the PTX this program carries.
     Info,
 }
@@ -99,6 +102,53 @@ pub struct PrefillArgs {
     /// Draws the kept blocks of every head into this SVG file.
     #[arg(long, value_name = "M.svg")]
     pub mask: Option<PathBuf>,
+}
+
+/// Random N(0, 1) e4m3 data with scales 1, one causal request, pages in random order. A few rows are checked against the
+/// CPU reference first; a wrong result has no time.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Stage.
+    #[arg(long, value_enum)]
+    pub bench: Stage,
+    /// New tokens.
+    #[arg(long, value_name = "N[,N..]", value_delimiter = ',', required = true)]
+    pub seq: Vec<usize>,
+    /// Tokens before them.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub history: usize,
+    /// Query heads.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub hq: usize,
+    /// KV heads.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub hkv: usize,
+    /// Tokens in a KV page.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub page: usize,
+    /// Shares of the causal blocks that `attend` leaves out, drawn at random [default: 0.5].
+    #[arg(long, value_name = "S[,S..]", value_delimiter = ',')]
+    pub skip: Vec<f64>,
+    /// `attend` over every visible block, too.
+    #[arg(long)]
+    pub dense: bool,
+    /// Published parameter set of select and prefill.
+    #[arg(long, value_enum, default_value = "hpc")]
+    pub preset: PresetArg,
+    /// Decay of the budget along the prompt, in (0, 1]; 1 is no decay.
+    #[arg(long, value_name = "A")]
+    pub alpha: Option<f32>,
+    #[arg(long, value_enum, default_value = "auto")]
+    pub backend: BackendArg,
+    /// Timed launches.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub repeat: u32,
+    /// Adds one JSON record per line of the table to this file.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub records: Option<PathBuf>,
+    /// Seed of data, pages and lists.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
 }
 
 #[cfg(test)]

@@ -4,9 +4,12 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
+/// SM clock in MHz and board power in watts.
+type Sample = (f64, f64);
+
 /// Samples clock and power in the background until [`Sampler::stop`].
 pub struct Sampler {
-    running: Option<(Child, JoinHandle<Vec<(f64, f64)>>)>,
+    running: Option<(Child, JoinHandle<Vec<Sample>>)>,
 }
 
 impl Sampler {
@@ -32,7 +35,7 @@ impl Sampler {
         (median(samples.iter().map(|s| s.0)), median(samples.iter().map(|s| s.1)))
     }
 
-    fn end(&mut self) -> Vec<(f64, f64)> {
+    fn end(&mut self) -> Vec<Sample> {
         let Some((mut child, reader)) = self.running.take() else { return Vec::new() };
         // Killing a child that has ended by itself fails, and that is fine.
         let _ = child.kill();
@@ -48,7 +51,7 @@ impl Drop for Sampler {
 }
 
 /// "1755, 512.33" as numbers.
-fn sample(line: &str) -> Option<(f64, f64)> {
+fn sample(line: &str) -> Option<Sample> {
     let (clock, power) = line.split_once(',')?;
     Some((clock.trim().parse().ok()?, power.trim().parse().ok()?))
 }

@@ -16,7 +16,8 @@ pub fn draw(g: &Shape, lists: &BlockLists, title: &str) -> String {
     let (qb, kb) = (g.qb(), g.kb());
     let columns = g.hq.clamp(1, COLUMNS);
     let rows = g.hq.div_ceil(columns).max(1);
-    let (width, height) = (columns as f64 * (PANEL + MARGIN) + 24.0, rows as f64 * (PANEL + MARGIN + 28.0) + 64.0);
+    // The title of a single panel needs more room than the panel.
+    let (width, height) = ((columns as f64 * (PANEL + MARGIN) + 24.0).max(520.0), rows as f64 * (PANEL + MARGIN + 28.0) + 64.0);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
          font-family=\"sans-serif\" font-size=\"11\" fill=\"#222\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\

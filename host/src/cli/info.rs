@@ -9,6 +9,8 @@ pub fn run() -> Result<()> {
     rows.push(("commit", crate::record::commit().unwrap_or_else(|| "unknown".into())));
     rows.push(("cpu", format!("{} threads", rayon::current_num_threads())));
     rows.extend(gpu());
+    #[cfg(feature = "cuda")]
+    rows.extend(ptx(crate::ptx::MANIFEST));
     println!("{}", table::facts(&rows));
     Ok(())
 }
@@ -41,4 +43,32 @@ fn gpu() -> Vec<(&'static str, String)> {
             ]
         }
     }
+}
+
+/// What made the embedded PTX, and the kernels in it. A field that the manifest lacks shows as "?".
+#[cfg(feature = "cuda")]
+fn ptx(manifest: &str) -> Vec<(&'static str, String)> {
+    let manifest: serde_json::Value = serde_json::from_str(manifest).unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("?").to_owned();
+    let short = |value: &serde_json::Value| text(value).chars().take(12).collect::<String>();
+    let mut rows = vec![
+        (
+            "PTX",
+            format!(
+                "{} for {}, of sources {}",
+                text(&manifest["ptx_version"]),
+                text(&manifest["target"]),
+                short(&manifest["sources_sha256"])
+            ),
+        ),
+        ("PTX compiler", format!("{}, LLVM {}", text(&manifest["compiler"]), text(&manifest["llvm"]))),
+    ];
+    for module in crate::ptx::PtxModule::ALL {
+        let name = format!("{}.ptx", module.name());
+        let files = manifest["files"].as_array().map_or(&[][..], Vec::as_slice);
+        let hash = files.iter().find(|f| f["name"] == name).map_or_else(|| "?".into(), |f| short(&f["sha256"]));
+        let kernels = crate::ptx::KernelId::ALL.into_iter().filter(|k| k.module() == module).map(|k| k.entry());
+        rows.push(("PTX file", format!("{name} {hash}: {}", kernels.collect::<Vec<_>>().join(", "))));
+    }
+    rows
 }

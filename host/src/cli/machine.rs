@@ -22,18 +22,15 @@ impl Machine {
         match backend {
             Backend::Cpu => cpu,
             #[cfg(feature = "cuda")]
-            Backend::Cuda(_) => match crate::driver::Device::open(0) {
-                Ok(device) => {
-                    let info = device.info();
-                    Self {
-                        gpu: Some(info.name.clone()),
-                        driver: info.driver_version.clone().or_else(|| Some(format!("CUDA {}", info.cuda_version))),
-                        sm_count: Some(info.sm_count),
-                        ..cpu
-                    }
+            Backend::Cuda(cuda) => {
+                let info = cuda.info();
+                Self {
+                    gpu: Some(info.name.clone()),
+                    driver: info.driver_version.clone().or_else(|| Some(format!("CUDA {}", info.cuda_version))),
+                    sm_count: Some(info.sm_count),
+                    ..cpu
                 }
-                Err(_) => cpu,
-            },
+            }
         }
     }
 

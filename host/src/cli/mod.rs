@@ -4,6 +4,7 @@
 
 mod accuracy;
 mod args;
+mod bench;
 mod clocks;
 mod commas;
 mod files;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let outcome = match args::Cli::parse().command {
         args::Command::Prefill(a) => prefill::run(&a),
+        args::Command::Bench(a) => bench::run(&a),
         args::Command::Info => info::run(),
     };
     match outcome {

@@ -145,7 +145,7 @@ impl Run<'_> {
             .stages()
             .into_iter()
             .map(|(name, t)| {
-                let rate = |pairs| if works(name) { format!("{:.2}", tflops(pairs, t.ms)) } else { "-".into() };
+                let rate = |pairs| if works(name) { table::rate(tflops(pairs, t.ms)) } else { "-".into() };
                 vec![
                     name.into(),
                     table::milliseconds(t.ms),
@@ -175,9 +175,9 @@ impl Run<'_> {
             seq: g.tokens,
             history: g.history(),
             page: self.args.page_size,
-            skip: 1.0 - g.kept(lists).1,
+            skip: matches!(name, "select" | "attend" | "prefill").then(|| 1.0 - g.kept(lists).1),
             softmax: works(name).then(|| "exact".into()),
-            preset: self.preset.into(),
+            preset: matches!(name, "select" | "attend" | "prefill").then(|| self.preset.into()),
             ms: t.ms,
             p10: t.p10,
             p90: t.p90,

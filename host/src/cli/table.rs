@@ -41,3 +41,15 @@ pub fn milliseconds(ms: f64) -> String {
     };
     format!("{ms:.digits$}")
 }
+
+/// TFLOP/s: whole numbers from 100 on, else three significant digits or so.
+pub fn rate(tflops: f64) -> String {
+    let digits = if tflops >= 100.0 {
+        0
+    } else if tflops >= 1.0 {
+        1
+    } else {
+        4
+    };
+    format!("{tflops:.digits$}")
+}

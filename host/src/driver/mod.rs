@@ -7,7 +7,7 @@
 //! - [`buffer`]: uploads, downloads and fills with typed errors.
 //! - [`EventTimer`]: time between two points of a stream.
 //!
-//! Buffers and streams are cudarc's own ([`CudaSlice`], [`CudaView`], [`CudaStream`]), so that they can be shared with
+//! Buffers and streams are [`cudarc`]'s own ([`CudaSlice`], [`CudaView`], [`CudaStream`]), so that they can be shared with
 //! other crates. Every call takes the stream it works on.
 
 pub mod buffer;
@@ -17,6 +17,7 @@ mod module;
 mod tensor_map;
 mod timer;
 
+pub use cudarc;
 pub use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, ValidAsZeroBits,
 };

@@ -53,7 +53,8 @@ pub fn prefill(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &P
     Ok(PrefillOutput { out: attended.out, lse, lists, scores, score_stride, times })
 }
 
-fn validate(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &PrefillOptions) -> Result<Geometry> {
+/// Checks the arguments of [`prefill`] and cuts the batch into blocks.
+pub(crate) fn validate(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &PrefillOptions) -> Result<Geometry> {
     inputs.validate(options.causal)?;
     check_page_size(options.page_size)?;
     if options.repeat == 0 {
@@ -99,17 +100,7 @@ fn timed<T>(repeat: usize, mut stage: impl FnMut() -> Result<T>) -> Result<(T, S
         let result = stage()?;
         samples.push(start.elapsed().as_secs_f64() * 1e3);
         if samples.len() >= repeat {
-            return Ok((result, summary(samples)));
+            return Ok((result, StageTime::from_samples(samples)));
         }
     }
-}
-
-/// Median, 10th and 90th percentile (nearest rank).
-fn summary(mut samples: Vec<f64>) -> StageTime {
-    samples.sort_by(f64::total_cmp);
-    let rank = |share: f64| {
-        let last = samples.len().saturating_sub(1);
-        samples.get((share * last as f64).round() as usize).copied().unwrap_or(0.0)
-    };
-    StageTime { ms: rank(0.5), p10: rank(0.1), p90: rank(0.9) }
 }

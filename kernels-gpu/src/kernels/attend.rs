@@ -173,7 +173,7 @@ unsafe fn produce(p: &AttendParams, shared: Shared, work: &Work, q_map: TensorMa
             shared.k.wait_empty(at);
             mbarrier::expect_tx_if(shared.k.full(at), TILE, leader);
             tma::load_4d_if(
-                shared.k_tile(at).offset(my_box * (HEAD_DIM as u32) << box_log2),
+                shared.k_tile(at).offset((my_box * HEAD_DIM as u32) << box_log2),
                 k_map,
                 shared.k.full(at),
                 [0, in_page, work.kv_head, page],

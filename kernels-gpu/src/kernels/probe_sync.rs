@@ -35,14 +35,16 @@ pub unsafe extern "gpu-kernel" fn probe_mbarrier(p: ProbeParams) {
             smem::st_u32(slot.offset(4 * tid), global::ld_nc_u32(word(p.a, round * THREADS + tid)));
             let early = mbarrier::try_wait(full, parity) as u32;
             let previous = mbarrier::try_wait(full, parity ^ 1) as u32;
+            let at = (round * THREADS + tid) * MBARRIER_WORDS as u32;
+            // Stored before the arrival, not after: a try_wait whose answer nobody needs yet runs on in the background, and
+            // this thread's own arrival would then complete the phase under it.
+            global::st_u32(word(p.out, at), early);
+            global::st_u32(word(p.out, at + 1), previous);
             mbarrier::arrive(full);
             mbarrier::wait(full, parity);
             let neighbour = smem::ld_u32(slot.offset(4 * ((tid + 1) % THREADS)));
             mbarrier::arrive_if(empty, 1);
             mbarrier::wait(empty, parity);
-            let at = (round * THREADS + tid) * MBARRIER_WORDS as u32;
-            global::st_u32(word(p.out, at), early);
-            global::st_u32(word(p.out, at + 1), previous);
             global::st_u32(word(p.out, at + 2), neighbour);
             round += 1;
         }
@@ -165,7 +167,6 @@ pub unsafe extern "gpu-kernel" fn probe_smem(p: ProbeParams) {
     let counter = region(1);
     // SAFETY: each thread has 64 bytes of its own; the counter is set before the barrier and atomic after it.
     unsafe {
-        smem::st_u32(region(2).offset(4 * tid), 0);
         smem::st_u32(counter.offset(4 * tid), 0);
         barrier::sync_all();
         let x = global::ld_nc_u32(word(p.a, tid));

@@ -67,3 +67,23 @@ pub fn gather_accumulators(threads: &[f32], registers: usize) -> Vec<Vec<f32>> {
 pub fn product(a: &[Vec<f64>], b: &[Vec<f64>]) -> Vec<Vec<f64>> {
     a.iter().map(|x| b.iter().map(|y| x.iter().zip(y).map(|(x, y)| x * y).sum()).collect()).collect()
 }
+
+/// The models themselves, on known values: a wrong model would blame the GPU, or excuse it.
+#[test]
+fn models_give_known_values() {
+    assert_eq!([0x00, 0x01, 0x08, 0x38, 0x7e, 0xb8].map(e4m3_value), [0.0, 2f64.powi(-9), 2f64.powi(-6), 1.0, 448.0, -1.0]);
+    assert!(e4m3_value(0x7f).is_nan() && e4m3_value(0xff).is_nan());
+    for code in (0..=0xff).filter(|&code| code & 0x7f != 0x7f) {
+        assert_eq!(e4m3_code(e4m3_value(code) as f32), code);
+    }
+    // Ties: 17 is between 16 and 18, 19 between 18 and 20; half the smallest code is a tie with 0.
+    assert_eq!([17.0, 19.0, 2f32.powi(-10), 464.0, -1e9, f32::INFINITY].map(e4m3_code), [0x58, 0x5a, 0x00, 0x7e, 0xfe, 0x7e]);
+    // Row 1 of an image starts at chunk 1, row 8 at chunk 0 again.
+    let rows: Vec<Vec<f64>> = (0..9).map(|r| vec![f64::from(r); 128]).collect();
+    let bytes = image(&rows, |x| [x as u8]);
+    assert!((0..9).all(|r| bytes[r * 128..][..128].iter().all(|&b| usize::from(b) == r)));
+    let mut rows = vec![vec![0.0; 128]; 9];
+    (rows[1][0], rows[8][0]) = (1.0, 2.0);
+    let bytes = image(&rows, |x| [x as u8]);
+    assert_eq!((bytes[128 + 16], bytes[8 * 128]), (1, 2));
+}

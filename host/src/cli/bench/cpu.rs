@@ -1,0 +1,104 @@
+//! The stages on the CPU reference.
+
+use super::engine::{Engine, Output, Stage};
+use super::problem::Problem;
+use crate::config::StemConfig;
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::mask::BlockLists;
+use crate::reference::{self, AttendInputs, KvSummaries, ScoreInputs};
+use half::bf16;
+use std::time::Instant;
+
+type Launch<'a> = Box<dyn FnMut() -> Result<Output> + 'a>;
+
+/// One stage of one problem.
+pub struct CpuEngine<'a> {
+    launch: Launch<'a>,
+    output: Option<Output>,
+}
+
+impl<'a> CpuEngine<'a> {
+    /// Prepares what the stage reads. `lists`: blocks that `attend` attends to; `None` is every visible one.
+    pub fn new(stage: Stage, problem: &'a Problem, config: &'a StemConfig, lists: Option<&'a BlockLists>) -> Result<Self> {
+        let geometry = problem.geometry(matches!(stage, Stage::Select | Stage::Prefill).then_some(config))?;
+        let launch: Launch<'a> = match stage {
+            Stage::SummarizeKv => Box::new(move || Ok(Output::Summaries(summarize(problem, &geometry)?))),
+            Stage::Select => {
+                let summaries = summarize(problem, &geometry)?;
+                Box::new(move || {
+                    let (scores, score_stride, lists) = select(problem, &geometry, config, &summaries)?;
+                    Ok(Output::Selection { scores, score_stride, lists })
+                })
+            }
+            Stage::Attend => {
+                let attended = lists.cloned().map_or_else(|| BlockLists::dense(problem.shape.hq, &geometry), Ok)?;
+                Box::new(move || Ok(Output::Attention { out: attend(problem, &geometry, lists)?, lists: attended.clone() }))
+            }
+            Stage::Prefill => Box::new(move || {
+                let (_, _, lists) = select(problem, &geometry, config, &summarize(problem, &geometry)?)?;
+                Ok(Output::Attention { out: attend(problem, &geometry, Some(&lists))?, lists })
+            }),
+            Stage::AppendKv => {
+                let (k, v) = problem.new_rows();
+                let mut pages = problem.paged.clone();
+                Box::new(move || {
+                    reference::append_kv(&k, &v, &geometry, &[1.0], &[1.0], &mut pages)?;
+                    Ok(Output::Pages { k: pages.k_pages.clone(), v: pages.v_pages.clone() })
+                })
+            }
+        };
+        Ok(Self { launch, output: None })
+    }
+}
+
+impl Engine for CpuEngine<'_> {
+    fn time(&mut self, n: usize) -> Result<Vec<f64>> {
+        (0..n)
+            .map(|_| {
+                let start = Instant::now();
+                self.output = Some((self.launch)()?);
+                Ok(start.elapsed().as_secs_f64() * 1e3)
+            })
+            .collect()
+    }
+
+    fn output(&mut self) -> Result<Output> {
+        self.output.take().ok_or_else(|| Error::value("output", "a launch before it", "none"))
+    }
+}
+
+fn summarize(problem: &Problem, geometry: &Geometry) -> Result<KvSummaries> {
+    reference::summarize_kv(&problem.paged.view(), geometry, &[1.0], &[1.0])
+}
+
+/// Scores, their stride, lists.
+pub fn select(
+    problem: &Problem,
+    geometry: &Geometry,
+    config: &StemConfig,
+    summaries: &KvSummaries,
+) -> Result<(Vec<f32>, usize, BlockLists)> {
+    let (shape, score_stride) = (problem.shape, geometry.max_kb.max(1));
+    let q_sums = reference::query_sums(&problem.q, &problem.q_scale, shape.hq, geometry)?;
+    let v_bias = reference::value_bias(&summaries.run_norms, shape.hkv, geometry, &config.oam)?;
+    let inputs = ScoreInputs { q_sums: &q_sums, k_sums: &summaries.k_sums, v_bias: &v_bias, hq: shape.hq, hkv: shape.hkv, score_stride };
+    let scores = reference::scores(&inputs, geometry, &config.oam)?;
+    let lists = reference::topk(&scores, score_stride, shape.hq, geometry, config)?;
+    Ok((scores, score_stride, lists))
+}
+
+fn attend(problem: &Problem, geometry: &Geometry, lists: Option<&BlockLists>) -> Result<Vec<bf16>> {
+    let inputs = AttendInputs {
+        q: &problem.q,
+        q_scale: &problem.q_scale,
+        kv: problem.paged.view(),
+        k_scale: &[1.0],
+        v_scale: &[1.0],
+        hq: problem.shape.hq,
+        geometry,
+        lists,
+        softmax_scale: reference::default_softmax_scale(),
+    };
+    Ok(reference::attend_model(&inputs)?.out)
+}

@@ -1,0 +1,295 @@
+//! Device memory as the launchers see it, and the checks on it.
+
+use super::{int, product};
+use crate::error::{Error, Result};
+use crate::kv::{PageLayout, check_page_size};
+use float8::F8E4M3;
+use std::fmt;
+use std::marker::PhantomData;
+use stem_attn_kernels::abi::PageStrides;
+use stem_attn_kernels::config::HEAD_DIM;
+
+/// Vector loads, bulk copies and tensor maps move 16 bytes at a time.
+const VECTOR_BYTES: u64 = 16;
+
+/// Strides of a tensor map have 40 bits.
+const MAX_STRIDE: u64 = 1 << 40;
+
+/// `len` elements of device memory.
+pub struct Span<T> {
+    address: u64,
+    len: usize,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Span<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Span<T> {}
+
+impl<T> fmt::Debug for Span<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}[{}]", self.address, self.len)
+    }
+}
+
+impl<T> Span<T> {
+    /// The `len` elements at device address `address`.
+    ///
+    /// # Safety
+    /// They are device memory of the stream's context that stays allocated until every kernel launched with this span has
+    /// run; work on other streams that touches it is ordered against those kernels; and what a kernel writes to no
+    /// host reference points to.
+    pub const unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, element: PhantomData }
+    }
+
+    /// Device address.
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Elements.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no element.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.len as u64 * size_of::<T>() as u64
+    }
+
+    /// Checks that the elements of `extents` are there and aligned.
+    pub(super) fn require(&self, name: &'static str, extents: &[usize]) -> Result<()> {
+        if self.len < product(name, extents)? {
+            return Err(Error::shape(name, format!("{extents:?}"), format!("{} elements", self.len)));
+        }
+        if !self.address.is_multiple_of(align_of::<T>() as u64) {
+            return Err(Error::value(
+                name,
+                format!("an address that is a multiple of {}", align_of::<T>()),
+                format!("{:#x}", self.address),
+            ));
+        }
+        Ok(())
+    }
+
+    /// As [`Self::require`], for a tensor that kernels read or write 16 bytes at a time.
+    pub(super) fn require_vectors(&self, name: &'static str, extents: &[usize]) -> Result<()> {
+        self.require(name, extents)?;
+        if !self.address.is_multiple_of(VECTOR_BYTES) {
+            return Err(Error::value(name, format!("an address that is a multiple of {VECTOR_BYTES}"), format!("{:#x}", self.address)));
+        }
+        Ok(())
+    }
+}
+
+/// Head counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads, a multiple of `hkv`.
+    pub hq: usize,
+    /// KV heads.
+    pub hkv: usize,
+}
+
+impl Heads {
+    /// Checks the ratio.
+    ///
+    /// # Errors
+    /// [`Error::Value`] unless `hq` is a positive multiple of `hkv`.
+    pub fn new(hq: usize, hkv: usize) -> Result<Self> {
+        if hkv == 0 || hq == 0 || !hq.is_multiple_of(hkv) {
+            return Err(Error::value("heads", "query heads a positive multiple of KV heads", format!("{hq} and {hkv}")));
+        }
+        Ok(Self { hq, hkv })
+    }
+
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        self.hq / self.hkv
+    }
+}
+
+/// Dequantisation scales of K and V: `[1]` or `[hkv]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales {
+    /// Multiplies K.
+    pub k: Span<f32>,
+    /// Multiplies V.
+    pub v: Span<f32>,
+}
+
+impl Scales {
+    /// Strides of both (0: one for all heads).
+    pub(super) fn strides(&self, hkv: usize) -> Result<[i32; 2]> {
+        let stride = |name, span: &Span<f32>| {
+            span.require(name, &[1])?;
+            match span.len {
+                1 => Ok(0),
+                n if n == hkv => Ok(1),
+                n => Err(Error::shape(name, format!("[1] or [{hkv}]"), format!("[{n}]"))),
+            }
+        };
+        Ok([stride("k_scale", &self.k)?, stride("v_scale", &self.v)?])
+    }
+}
+
+/// Shape of a paged KV cache and of its page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageDesc {
+    /// Tokens in a page: 16, 32, 64, 128 or 256.
+    pub page_size: usize,
+    /// Pages.
+    pub pages: usize,
+    /// Byte strides of K: multiples of 16; rows of 128 bytes are contiguous.
+    pub k_strides: PageStrides,
+    /// Byte strides of V.
+    pub v_strides: PageStrides,
+    /// Entries of one request in the page table.
+    pub table_stride: usize,
+}
+
+impl PageDesc {
+    /// Densely packed pages.
+    pub fn dense(layout: PageLayout, hkv: usize, page_size: usize, pages: usize, table_stride: usize) -> Self {
+        let strides = layout.strides(hkv, page_size);
+        Self { page_size, pages, k_strides: strides, v_strides: strides, table_stride }
+    }
+
+    /// Checks everything but the buffers, for a batch whose longest request has `longest` tokens; gives the elements that
+    /// the K and V buffers must have.
+    ///
+    /// # Errors
+    /// [`Error::Value`] or [`Error::Shape`] naming the field.
+    pub fn check(&self, longest: usize, hkv: usize) -> Result<[usize; 2]> {
+        check_page_size(self.page_size)?;
+        int("pages", self.pages)?;
+        int("table_stride", self.table_stride)?;
+        if self.pages == 0 && longest > 0 {
+            return Err(Error::value("pages", "at least 1", 0));
+        }
+        let used = longest.div_ceil(self.page_size);
+        if used > self.table_stride {
+            return Err(Error::shape("page_table", format!("{used} entries a request"), self.table_stride));
+        }
+        let end = |name, strides| {
+            page_end(strides, self.pages, self.page_size, hkv).ok_or_else(|| {
+                Error::value(name, format!("strides from 0 to 2^40 bytes, multiples of {VECTOR_BYTES}"), format!("{strides:?}"))
+            })
+        };
+        Ok([end("k_pages", self.k_strides)?, end("v_pages", self.v_strides)?])
+    }
+}
+
+/// A paged KV cache in device memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Paged {
+    /// e4m3 pages of K.
+    pub k_pages: Span<F8E4M3>,
+    /// e4m3 pages of V.
+    pub v_pages: Span<F8E4M3>,
+    /// `[batch, table_stride]`; entries outside `0..pages` read as zeros.
+    pub table: Span<i32>,
+    /// Shape of the three.
+    pub desc: PageDesc,
+}
+
+impl Paged {
+    /// Checks page size, strides, and the extents of pages and table for a batch whose longest request has `longest` tokens.
+    pub(super) fn check(&self, batch: usize, longest: usize, hkv: usize) -> Result<()> {
+        let [k, v] = self.desc.check(longest, hkv)?;
+        self.table.require("page_table", &[batch, self.desc.table_stride])?;
+        self.k_pages.require_vectors("k_pages", &[k])?;
+        self.v_pages.require_vectors("v_pages", &[v])
+    }
+}
+
+/// Bytes from the first row to the end of the last, or `None` for strides that no tensor map can hold.
+fn page_end(strides: PageStrides, pages: usize, page_size: usize, hkv: usize) -> Option<usize> {
+    let part = |stride: i64, n: usize| {
+        let stride = u64::try_from(stride).ok().filter(|&s| s.is_multiple_of(VECTOR_BYTES) && s < MAX_STRIDE)?;
+        usize::try_from(stride).ok()?.checked_mul(n.saturating_sub(1))
+    };
+    let last = part(strides.page, pages)?.checked_add(part(strides.token, page_size)?)?.checked_add(part(strides.head, hkv)?)?;
+    if pages == 0 { Some(0) } else { last.checked_add(HEAD_DIM) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span<T>(address: u64, len: usize) -> Span<T> {
+        // SAFETY: the tests launch nothing.
+        unsafe { Span::from_raw(address, len) }
+    }
+
+    fn paged(layout: PageLayout) -> Paged {
+        let elements = 5 * 16 * 2 * 128;
+        Paged {
+            k_pages: span(0x1000, elements),
+            v_pages: span(0x2000, elements),
+            table: span(0x40, 12),
+            desc: PageDesc::dense(layout, 2, 16, 5, 4),
+        }
+    }
+
+    #[test]
+    fn dense_pages_fit_to_the_byte() {
+        for layout in [PageLayout::Nhd, PageLayout::Hnd] {
+            let kv = paged(layout);
+            assert!(kv.check(3, 64, 2).is_ok());
+            let short = Paged { v_pages: span(0x2000, kv.v_pages.len() - 1), ..kv };
+            assert!(matches!(short.check(3, 64, 2), Err(Error::Shape { tensor: "v_pages", .. })));
+        }
+    }
+
+    #[test]
+    fn bad_pages_are_named() {
+        let kv = paged(PageLayout::Nhd);
+        let desc = kv.desc;
+        let strides = desc.k_strides;
+        let with = |desc| Paged { desc, ..kv };
+        for (name, bad) in [
+            ("page_size", with(PageDesc { page_size: 24, ..desc })),
+            ("pages", with(PageDesc { pages: 0, ..desc })),
+            ("page_table", Paged { table: span(0x40, 11), ..kv }),
+            ("page_table", with(PageDesc { table_stride: 3, ..desc })),
+            ("k_pages", with(PageDesc { pages: 6, ..desc })),
+            ("k_pages", with(PageDesc { k_strides: PageStrides { token: -16, ..strides }, ..desc })),
+            ("k_pages", with(PageDesc { k_strides: PageStrides { head: 8, ..strides }, ..desc })),
+            ("v_pages", with(PageDesc { v_strides: PageStrides { page: i64::MAX - 15, ..strides }, ..desc })),
+            ("k_pages", Paged { k_pages: span(0x1008, usize::MAX), ..kv }),
+        ] {
+            match bad.check(3, 64, 2) {
+                Err(Error::Shape { tensor, .. }) => assert_eq!(tensor, name),
+                Err(Error::Value { name: got, .. }) => assert_eq!(got, name),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn scales_are_one_or_one_per_head() {
+        let scales = |k, v| Scales { k: span(16, k), v: span(16, v) };
+        assert_eq!(scales(1, 4).strides(4).ok(), Some([0, 1]));
+        assert!(matches!(scales(2, 1).strides(4), Err(Error::Shape { tensor: "k_scale", .. })));
+        assert!(matches!(scales(1, 0).strides(4), Err(Error::Shape { tensor: "v_scale", .. })));
+    }
+
+    #[test]
+    fn head_ratios() {
+        assert_eq!(Heads::new(32, 4).ok().map(|h| h.group()), Some(8));
+        for (hq, hkv) in [(0, 1), (1, 0), (3, 2), (2, 4)] {
+            assert!(Heads::new(hq, hkv).is_err(), "{hq}/{hkv}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `summarize_kv`: key sums, run norms and transposed V tiles of every key block.
+
+use super::{Launcher, Paged, Scales, Span, int};
+use crate::driver::{Arg, Launch};
+use crate::error::Result;
+use half::bf16;
+use stem_attn_kernels::abi::SummarizeKvParams;
+use stem_attn_kernels::config::{RUNS, SUM_LEN, TILE_BYTES};
+
+/// Buffers of [`summarize_kv`].
+#[derive(Clone, Copy, Debug)]
+pub struct SummarizeKv {
+    /// Pages and page table.
+    pub kv: Paged,
+    /// Dequantisation scales.
+    pub scales: Scales,
+    /// Out, where selection needs it: `[hkv, total_kb, 16, 128]`, group g at 15 - g.
+    pub k_sums: Option<Span<bf16>>,
+    /// Out, where selection needs it: `[hkv, total_kb, 8]`.
+    pub run_norms: Option<Span<f32>>,
+    /// Out: e4m3 codes `[total_kb, hkv, 16384]` in operand order.
+    pub v_tiles: Span<u8>,
+}
+
+/// Summarises every key block of the batch.
+///
+/// # Errors
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] naming the tensor, before anything is launched; [`crate::Error::Driver`].
+pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
+    let geometry = at.geometry.host();
+    let (hkv, total_kb) = (at.heads.hkv, geometry.total_kb());
+    args.kv.check(geometry.requests.len(), at.geometry.longest(), hkv)?;
+    let [k_scale_stride, v_scale_stride] = args.scales.strides(hkv)?;
+    args.v_tiles.require_vectors("v_tiles", &[total_kb, hkv, TILE_BYTES])?;
+    if let Some(k_sums) = &args.k_sums {
+        k_sums.require_vectors("k_sums", &[hkv, total_kb, SUM_LEN])?;
+    }
+    if let Some(run_norms) = &args.run_norms {
+        run_norms.require("run_norms", &[hkv, total_kb, RUNS])?;
+    }
+    let params = SummarizeKvParams {
+        k_pages: args.kv.k_pages.address(),
+        v_pages: args.kv.v_pages.address(),
+        page_table: args.kv.table.address(),
+        requests: at.geometry.requests().address(),
+        key_blocks: at.geometry.key_blocks().address(),
+        k_scale: args.scales.k.address(),
+        v_scale: args.scales.v.address(),
+        k_sums: args.k_sums.map_or(0, |s| s.address()),
+        run_norms: args.run_norms.map_or(0, |s| s.address()),
+        v_tiles: args.v_tiles.address(),
+        k_strides: args.kv.desc.k_strides,
+        v_strides: args.kv.desc.v_strides,
+        k_scale_stride,
+        v_scale_stride,
+        page_size: int("page_size", args.kv.desc.page_size)?,
+        table_stride: int("table_stride", args.kv.desc.table_stride)?,
+        pages: int("pages", args.kv.desc.pages)?,
+        total_kb: int("total_kb", total_kb)?,
+        hkv: int("hkv", hkv)?,
+        reserved: 0,
+    };
+    let grid = Launch::grid(total_kb, hkv, 1);
+    // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory, and
+    // tokens of a page-table entry outside `0..pages` read as zeros.
+    unsafe { at.kernels.summarize_kv.launch(at.stream, &grid, &[Arg::of(&params)]) }
+}

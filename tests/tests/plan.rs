@@ -1,0 +1,98 @@
+//! What the CUDA half refuses before it touches a GPU, and what it says on a machine that has none.
+
+use rstest::rstest;
+use stem_attn::driver::{Device, available};
+use stem_attn::kv::PageLayout;
+use stem_attn::ops::PageDesc;
+use stem_attn::plan::{PlanDesc, PlanSelection, default_softmax_scale};
+use stem_attn::{Backend, BackendKind, Error, Preset, StemConfig};
+use stem_attn_kernels::abi::PageStrides;
+
+const LENS: [i32; 3] = [0, 300, 1000];
+
+fn desc() -> PlanDesc<'static> {
+    PlanDesc {
+        hq: 8,
+        hkv: 2,
+        cu_seqlens_q: &LENS,
+        cu_seqlens_kv: &LENS,
+        prompt_lens: &[300, 700],
+        pages: PageDesc::dense(PageLayout::Nhd, 2, 64, 32, 16),
+        selection: PlanSelection::Stem(StemConfig::preset(Preset::Hpc)),
+        causal: true,
+        softmax_scale: default_softmax_scale(),
+    }
+}
+
+fn strides(change: impl Fn(&mut PageStrides)) -> PageDesc {
+    let mut pages = desc().pages;
+    change(&mut pages.k_strides);
+    pages
+}
+
+#[test]
+fn a_good_description_passes() {
+    let geometry = desc().validate().expect("valid");
+    assert_eq!((geometry.total_qb(), geometry.total_kb(), geometry.max_kb), (3 + 6, 3 + 6, 6));
+    // V tiles, key sums, run norms, value bias, query sums, scores, lists, counts.
+    let rows =
+        [9 * 2 * 16_384, 2 * 9 * 4096, 2 * 9 * 32, 2 * 9 * 4, 8 * 9 * 4096, 8 * 9 * 6 * 4, 8 * 9 * geometry.list_stride * 4, 8 * 9 * 4];
+    assert_eq!(desc().workspace_bytes().expect("valid"), rows.iter().map(|r| r.next_multiple_of(256)).sum::<usize>());
+    let dense = PlanDesc { selection: PlanSelection::Dense, ..desc() };
+    assert_eq!(dense.workspace_bytes().expect("valid"), 9 * 2 * 16_384);
+}
+
+#[rstest]
+#[case("heads", PlanDesc { hq: 7, ..desc() })]
+#[case("heads", PlanDesc { hkv: 0, ..desc() })]
+#[case("cu_seqlens_q", PlanDesc { cu_seqlens_q: &[0, 300, 200], ..desc() })]
+#[case("cu_seqlens_q", PlanDesc { cu_seqlens_q: &[1, 300, 1000], ..desc() })]
+#[case("cu_seqlens_kv", PlanDesc { cu_seqlens_kv: &[0, 300], ..desc() })]
+#[case("k", PlanDesc { cu_seqlens_kv: &[0, 299, 1000], ..desc() })]
+#[case("prompt_lens", PlanDesc { prompt_lens: &[300], ..desc() })]
+#[case("prompt_lens", PlanDesc { prompt_lens: &[300, 699], ..desc() })]
+#[case("causal", PlanDesc { causal: false, ..desc() })]
+#[case("softmax_scale", PlanDesc { softmax_scale: f32::NAN, ..desc() })]
+#[case("softmax_scale", PlanDesc { softmax_scale: 0.0, ..desc() })]
+#[case("lists", PlanDesc { selection: PlanSelection::Lists { stride: 0 }, ..desc() })]
+#[case("alpha", PlanDesc { selection: PlanSelection::Stem(StemConfig { alpha: 2.0, ..StemConfig::preset(Preset::Hpc) }), ..desc() })]
+#[case("page_size", PlanDesc { pages: PageDesc { page_size: 48, ..desc().pages }, ..desc() })]
+#[case("pages", PlanDesc { pages: PageDesc { pages: 0, ..desc().pages }, ..desc() })]
+#[case("page_table", PlanDesc { pages: PageDesc { table_stride: 10, ..desc().pages }, ..desc() })]
+#[case("k_pages", PlanDesc { pages: strides(|s| s.token = 130), ..desc() })]
+#[case("k_pages", PlanDesc { pages: strides(|s| s.page = -16), ..desc() })]
+#[case("k_pages", PlanDesc { pages: strides(|s| s.head = i64::MAX - 15), ..desc() })]
+fn bad_descriptions_are_named(#[case] name: &str, #[case] desc: PlanDesc<'_>) {
+    match desc.validate() {
+        Err(Error::Shape { tensor, .. }) => assert_eq!(tensor, name),
+        Err(Error::Value { name: got, .. }) => assert_eq!(got, name),
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+#[test]
+fn grids_past_the_hardware_are_refused() {
+    // One query block of each of 65,536 requests: one more than a grid is high.
+    let lens: Vec<i32> = (0..=65_536).collect();
+    let prompts = vec![1; 65_536];
+    let selection = PlanSelection::Dense;
+    let many = PlanDesc { cu_seqlens_q: &lens, cu_seqlens_kv: &lens, prompt_lens: &prompts, selection, ..desc() };
+    assert!(matches!(many.validate(), Err(Error::Value { name: "grid", .. })));
+}
+
+#[test]
+fn without_a_usable_gpu_everything_is_an_error_value() {
+    match available() {
+        Ok(()) => {
+            assert!(Device::open(0).is_ok());
+            assert!(matches!(Device::open(1000), Err(Error::Unavailable(_))));
+        }
+        Err(Error::Unavailable(reason)) => {
+            println!("no GPU here: {reason}");
+            assert!(matches!(Device::open(0), Err(Error::Unavailable(r)) if r == reason));
+            assert!(matches!(Backend::open(BackendKind::Cuda), Err(Error::Unavailable(r)) if r == reason));
+            assert_eq!(Backend::auto().name(), "cpu");
+        }
+        Err(other) => panic!("{other:?}"),
+    }
+}
