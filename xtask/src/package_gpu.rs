@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut size = 0;
     let builds: [(&str, &[&str]); 3] = [
         ("tests", &["test", "--no-run", "--release", "--locked", "--package", "stem-attn-tests"]),
-        ("benches", &["bench", "--no-run", "--locked", "--package", "stem-attn-benches", "--benches"]),
+        ("benches", &["bench", "--no-run", "--locked", "--package", "stem-attn-benches", "--bench", "*"]),
         ("bin", &["build", "--release", "--locked", "--package", "stem-attn", "--bin", "stem"]),
     ];
     for (folder, build) in builds {
