@@ -11,9 +11,9 @@ use crate::config::{BLOCK, HEAD_DIM, P_SCALE_LOG2, TILE_BYTES};
 use crate::pipeline::ring::{Cursor, Ring};
 use crate::ptx::SmemAddr;
 use crate::ptx::tma::{TensorMap, TensorMapPtr};
-use crate::ptx::{barrier, math, mbarrier, regs, smem, special, tma, wgmma};
+use crate::ptx::{barrier, math, mbarrier, regs, smem, special, tma, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_rows};
-use crate::tile::mma::{Output, Probabilities, Scores, issue_pv, issue_qk, q_descriptor};
+use crate::tile::mma::{Output, Probabilities, Scores, issue_pv, issue_qk, q_rows};
 use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack};
 
 const TILE: u32 = TILE_BYTES as u32;
@@ -77,7 +77,10 @@ pub unsafe extern "gpu-kernel" fn attend_fp8_d128(p: AttendParams, _q_map: Tenso
 unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     let shared = Shared::new();
     let tid = special::tid_x();
-    let warpgroup = tid / 128;
+    // From lane 0: what comes out of a shuffle with one source lane is known to be the same in the whole warp, and lives in
+    // the uniform registers with all that follows from it (descriptors, stages): 15 moves a tile less.
+    // SAFETY: all threads of the block call it.
+    let warpgroup = unsafe { warp::shfl_idx_u32(tid / 128, 0) };
     if tid == 0 {
         // SAFETY: one thread, before the block barrier below.
         unsafe {
@@ -267,7 +270,7 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
 #[inline(always)]
 unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u32, output: &mut Output, softmax: &mut OnlineSoftmax) {
     let signal = (thread == 0) as u32;
-    let q = q_descriptor(shared.base.offset(map::Q), wg);
+    let q = q_rows(shared.base.offset(map::Q), wg);
     let mut probabilities = Probabilities([0; 16]);
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
@@ -287,8 +290,9 @@ unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u
         pack(&scores, &mut probabilities);
         shared.v.wait_full(at);
         let mut tile = Output::zero();
+        let count = warp::shfl_idx_u32(work.count as u32, 0) as i32;
         let mut i = 1;
-        while i < work.count {
+        while i < count {
             let (before, at) = (Cursor::at(i as u32 - 1), Cursor::at(i as u32));
             shared.k.wait_full(at);
             let pending = issue_qk(q, shared.k_tile(at), scores);

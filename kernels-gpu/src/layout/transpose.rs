@@ -4,7 +4,7 @@
 //! that what a warp reads next, four words of one chunk from eight runs at once, lies in 32 different banks
 //! ([`stage_offset`]). Out: a thread gathers the 16 tokens of one run for four dimensions, transposes 4 x 4 bytes in
 //! registers ([`transpose_4x4`]), and stores 16 bytes a dimension; eight neighbouring lanes fill a row of 128
-//! ([`unit`], [`unit_offset`]). One run is exactly one 16-byte chunk of the output rows, whatever the order inside.
+//! ([`unit()`], [`unit_offset`]). One run is exactly one 16-byte chunk of the output rows, whatever the order inside.
 
 use super::swizzle_128;
 use crate::config::{HEAD_DIM, RUN};

@@ -39,10 +39,10 @@ impl PendingOutput {
     }
 }
 
-/// Descriptor of 64 rows of the Q tile at `q` for consumer `wg`.
+/// The 64 rows of the Q tile at `q` that are consumer `wg`'s.
 #[inline(always)]
-pub fn q_descriptor(q: SmemAddr, wg: u32) -> u64 {
-    descriptor_k128(q.0 + wg * (crate::config::TILE_BYTES as u32 / 2))
+pub fn q_rows(q: SmemAddr, wg: u32) -> SmemAddr {
+    q.offset(wg * (crate::config::TILE_BYTES as u32 / 2))
 }
 
 /// Descriptor of the tile at `tile`, advanced by `by` units of 16 bytes. The address field cannot carry into the upper
@@ -59,15 +59,15 @@ fn step(tile: SmemAddr, by: u32) -> u64 {
 /// # Safety
 /// Called by all threads of a warpgroup, converged; both tiles are complete in shared memory and stay until the wait.
 #[inline(always)]
-pub unsafe fn issue_qk(q: u64, k: SmemAddr, reuse: Scores) -> PendingScores {
+pub unsafe fn issue_qk(q: SmemAddr, k: SmemAddr, reuse: Scores) -> PendingScores {
     let mut s = reuse.0;
     // SAFETY: forwarded from the caller.
     unsafe {
         wgmma::fence();
-        wgmma::e4m3_m64n128k32_ss(&mut s, q, step(k, 0), 0);
-        wgmma::e4m3_m64n128k32_ss(&mut s, q + 2, step(k, 2), 1);
-        wgmma::e4m3_m64n128k32_ss(&mut s, q + 4, step(k, 4), 1);
-        wgmma::e4m3_m64n128k32_ss(&mut s, q + 6, step(k, 6), 1);
+        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 0), step(k, 0), 0);
+        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 2), step(k, 2), 1);
+        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 4), step(k, 4), 1);
+        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 6), step(k, 6), 1);
         wgmma::commit();
     }
     PendingScores(s)
