@@ -99,7 +99,8 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// CUDA where it can run, else the CPU.
+    /// CUDA where it can run, else the CPU; also the CPU where a GPU is there but fails to start, which
+    /// [`Backend::open`] with [`BackendKind::Auto`] reports.
     pub fn auto() -> Self {
         Self::open(BackendKind::Auto).unwrap_or(Self::Cpu)
     }
@@ -107,14 +108,19 @@ impl Backend {
     /// Opens the backend asked for.
     ///
     /// # Errors
-    /// [`crate::Error::Unavailable`] when CUDA is asked for and there is no driver, no GPU, or none of compute capability 9.0.
+    /// [`crate::Error::Unavailable`] when CUDA is asked for and there is no driver, no GPU, or none of compute capability 9.0;
+    /// with [`BackendKind::Auto`] too, [`crate::Error::Jit`] and [`crate::Error::Driver`] of a GPU that is there and does not start.
     pub fn open(kind: BackendKind) -> Result<Self> {
         match kind {
             BackendKind::Cpu => Ok(Self::Cpu),
             #[cfg(feature = "cuda")]
             BackendKind::Cuda => Ok(Self::Cuda(Box::new(crate::cuda::CudaBackend::open(0)?))),
             #[cfg(feature = "cuda")]
-            BackendKind::Auto => Ok(crate::cuda::CudaBackend::open(0).map_or(Self::Cpu, |b| Self::Cuda(Box::new(b)))),
+            BackendKind::Auto => match crate::cuda::CudaBackend::open(0) {
+                Ok(backend) => Ok(Self::Cuda(Box::new(backend))),
+                Err(crate::Error::Unavailable(_)) => Ok(Self::Cpu),
+                Err(broken) => Err(broken),
+            },
             #[cfg(not(feature = "cuda"))]
             BackendKind::Cuda => Err(crate::Error::Unavailable("built without the feature `cuda`".into())),
             #[cfg(not(feature = "cuda"))]

@@ -84,19 +84,10 @@ impl Geometry {
     }
 
     fn push(&mut self, b: usize, q_len: i32, kv_len: i32, prompt_len: i32, selection: Option<&StemConfig>) -> Result<()> {
-        let first_block = (kv_len - q_len) / BLOCK as i32;
-        let kb_len = blocks(kv_len);
-        let qb_len = if q_len == 0 { 0 } else { kb_len - first_block };
-        let request = Request {
-            q_start: self.requests.last().map_or(0, |r| r.q_start + r.q_len),
-            q_len,
-            kv_len,
-            qb_start: index("query blocks", self.query_blocks.len())?,
-            qb_len,
-            kb_start: index("key blocks", self.key_blocks.len())?,
-            kb_len,
-            first_block,
-        };
+        let q_start = self.requests.last().map_or(0, |r| r.q_start + r.q_len);
+        let qb_start = index("query blocks", self.query_blocks.len())?;
+        let request = request(q_start, q_len, kv_len, qb_start, index("key blocks", self.key_blocks.len())?);
+        let Request { qb_len, kb_len, first_block, .. } = request;
         let id = index("requests", b)?;
         // The ends must fit too: kernels compute start + length in 32 bits.
         index("query blocks", self.query_blocks.len() + qb_len as usize)?;
@@ -118,6 +109,39 @@ impl Geometry {
         self.max_qb = self.max_qb.max(qb_len as usize);
         self.max_kb = self.max_kb.max(kb_len as usize);
         self.requests.push(request);
+        Ok(())
+    }
+
+    /// Checks that the tables belong together. Those of [`Geometry::new`] do; fields changed by hand may not, and kernels
+    /// trust them.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the field that disagrees with the requests before it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |name, b: usize| Err(Error::value(name, "what `Geometry::new` makes", format!("something else at request {b}")));
+        let (mut q_start, mut kv) = (0i32, 0usize);
+        let (mut query_blocks, mut key_blocks) = (self.query_blocks.iter(), self.key_blocks.iter());
+        let (mut qb_start, mut kb_start, mut longest) = (0usize, 0usize, [0usize; 2]);
+        for (b, r) in self.requests.iter().enumerate() {
+            let (id, first_qb, first_kb) = (index("requests", b)?, index("query blocks", qb_start)?, index("key blocks", kb_start)?);
+            if r.q_len < 0 || r.kv_len < r.q_len || *r != request(q_start, r.q_len, r.kv_len, first_qb, first_kb) {
+                return wrong("requests", b);
+            }
+            if !(0..r.qb_len).all(|i| query_blocks.next().is_some_and(|q| q.request == id && q.block == r.first_block + i)) {
+                return wrong("query_blocks", b);
+            }
+            if !(0..r.kb_len).all(|i| key_blocks.next() == Some(&KeyBlock { request: id, block: i })) {
+                return wrong("key_blocks", b);
+            }
+            q_start = q_start.checked_add(r.q_len).ok_or_else(|| Error::value("total_q", "at most 2,147,483,647", "more"))?;
+            (qb_start, kb_start, kv) = (qb_start + r.qb_len as usize, kb_start + r.kb_len as usize, kv + r.kv_len as usize);
+            longest = [longest[0].max(r.qb_len as usize), longest[1].max(r.kb_len as usize)];
+        }
+        let ends = query_blocks.next().is_none() && key_blocks.next().is_none();
+        if !ends || [self.total_q, self.total_kv, self.max_qb, self.max_kb] != [q_start as usize, kv, longest[0], longest[1]] {
+            return wrong("totals", self.requests.len());
+        }
         Ok(())
     }
 
@@ -160,6 +184,13 @@ impl Geometry {
     }
 }
 
+/// A request with `q_len` new tokens of `kv_len` visible ones (`0 <= q_len <= kv_len`), cut into blocks.
+fn request(q_start: i32, q_len: i32, kv_len: i32, qb_start: i32, kb_start: i32) -> Request {
+    let (first_block, kb_len) = ((kv_len - q_len) / BLOCK as i32, blocks(kv_len));
+    let qb_len = if q_len == 0 { 0 } else { kb_len - first_block };
+    Request { q_start, q_len, kv_len, qb_start, qb_len, kb_start, kb_len, first_block }
+}
+
 /// Blocks of `tokens` tokens, rounded up.
 fn blocks(tokens: i32) -> i32 {
     (tokens as u32).div_ceil(BLOCK as u32) as i32
@@ -174,4 +205,37 @@ fn length(name: &'static str, offsets: &[i32]) -> Result<i32> {
 
 fn index(name: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::value(name, "at most 2,147,483,647", n))
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    /// A change to good tables, and the field that the error names.
+    type Spoil = (&'static str, fn(&mut Geometry));
+
+    #[test]
+    fn tables_that_do_not_belong_together_are_named() {
+        let good = Geometry::new(&[0, 300, 300, 429], &[0, 1000, 1130, 1647], &[1000, 130, 517], true, None).expect("a batch");
+        good.check().expect("what `new` makes");
+        Geometry::new(&[0], &[0], &[], true, None).expect("no request").check().expect("what `new` makes");
+        let spoils: &[Spoil] = &[
+            ("requests", |g| g.requests[1].kb_start += 1),
+            ("requests", |g| g.requests[2].q_start = -1),
+            ("requests", |g| g.requests[0].q_len = i32::MAX),
+            ("requests", |g| g.requests[0].kv_len = -5),
+            ("query_blocks", |g| g.query_blocks[1].request = 1000),
+            ("query_blocks", |g| g.query_blocks[0].block = -1),
+            ("query_blocks", |g| g.query_blocks.truncate(4)),
+            ("key_blocks", |g| g.key_blocks[3].block = 1 << 20),
+            ("totals", |g| g.key_blocks.push(KeyBlock { request: 0, block: 0 })),
+            ("totals", |g| g.total_q = 0),
+            ("totals", |g| g.max_kb = 1),
+        ];
+        for (named, spoil) in spoils {
+            let mut geometry = good.clone();
+            spoil(&mut geometry);
+            assert!(matches!(geometry.check(), Err(Error::Value { name, .. }) if name == *named), "{named}");
+        }
+    }
 }

@@ -100,8 +100,8 @@ fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z", day + 1, rest / 3600, rest / 60 % 60, rest % 60)
 }
 
-/// The commit of the source: `STEM_COMMIT` of the build or of the environment (a packaged binary has no repository
-/// beside it), else what git says here.
+/// The commit of the source, `-dirty` behind it where files were changed since: `STEM_COMMIT` of the build or of the
+/// environment (a packaged binary has no repository beside it), else what git says here, if here is this repository.
 pub fn commit() -> Option<String> {
     if let Some(commit) = option_env!("STEM_COMMIT") {
         return Some(commit.to_owned());
@@ -109,9 +109,17 @@ pub fn commit() -> Option<String> {
     if let Ok(commit) = std::env::var("STEM_COMMIT") {
         return Some(commit);
     }
-    let output = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+    };
+    let root = std::path::PathBuf::from(git(&["rev-parse", "--show-toplevel"])?);
+    // Started in another project, its commit would say nothing about this program.
+    if !root.join("host/ptx/manifest.json").is_file() {
+        return None;
+    }
+    git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
 }
 
 /// The command line, the program by its bare name.

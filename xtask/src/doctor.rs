@@ -81,7 +81,7 @@ fn examine() -> Vec<Finding> {
         Finding {
             what: "NVIDIA driver and GPU",
             state: gpu.clone().ok_or_else(|| {
-                "install the NVIDIA driver (580 or newer) on a machine with a GPU; the CPU backend works without".to_owned()
+                "install the NVIDIA driver (525 or newer: CUDA 12.0) on a machine with a GPU; the CPU backend works without".to_owned()
             }),
             wanted_by: "test --tier gpu, the cuda backend",
             vital: false,

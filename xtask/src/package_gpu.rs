@@ -49,9 +49,12 @@ pub fn run(args: &Args) -> Result<()> {
         ("benches", &["bench", "--no-run", "--locked", "--package", "stem-attn-benches", "--bench", "*"]),
         ("bin", &["build", "--release", "--locked", "--package", "stem-attn", "--bin", "stem"]),
     ];
+    // The folder has no repository beside it; records made with it must name the source all the same.
+    let commit = sh::capture(sh::command("git").args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]))?;
     for (folder, build) in builds {
-        let output =
-            sh::cargo().args(build).arg("--message-format=json-render-diagnostics").stderr(std::process::Stdio::inherit()).output()?;
+        let mut cargo = sh::cargo();
+        cargo.env("STEM_COMMIT", commit.trim()).args(build).arg("--message-format=json-render-diagnostics");
+        let output = cargo.stderr(std::process::Stdio::inherit()).output()?;
         if !output.status.success() {
             bail!("`cargo {}` ended with {}", build.join(" "), output.status);
         }

@@ -1,6 +1,7 @@
 //! Error of an output against f64 attention on a sample of rows.
 
 use super::work::Shape;
+use crate::fp8;
 use crate::mask::BlockLists;
 use crate::tensor::PrefillInputs;
 use half::bf16;
@@ -99,13 +100,12 @@ fn attend(inputs: &PrefillInputs<'_>, g: &Shape, row: Row, spans: impl Iterator<
     let q: [f64; HEAD_DIM] = std::array::from_fn(|d| inputs.q[at + d].to_f64());
     let scale = f64::from(inputs.q_scale[row.token * g.hq + row.head]) * per_head(inputs.k_scale) / (HEAD_DIM as f64).sqrt();
     let kv_row = |key: usize| (key * g.hkv + kv_head) * HEAD_DIM;
-    let table = E4m3Table::get();
     let keys: Vec<usize> = spans.flatten().collect();
     let logits: Vec<f64> = keys
         .iter()
         .map(|&key| {
             let k = &inputs.k[kv_row(key)..][..HEAD_DIM];
-            scale * q.iter().zip(k).map(|(q, k)| q * table.0[k.to_bits() as usize]).sum::<f64>()
+            scale * q.iter().zip(k).map(|(q, &k)| q * f64::from(fp8::decode(k))).sum::<f64>()
         })
         .collect();
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -114,23 +114,13 @@ fn attend(inputs: &PrefillInputs<'_>, g: &Shape, row: Row, spans: impl Iterator<
         let p = (logit - largest).exp();
         sum += p;
         let v = &inputs.v[kv_row(key)..][..HEAD_DIM];
-        out.iter_mut().zip(v).for_each(|(o, v)| *o += p * table.0[v.to_bits() as usize]);
+        out.iter_mut().zip(v).for_each(|(o, &v)| *o += p * f64::from(fp8::decode(v)));
     }
     if sum > 0.0 {
         let factor = per_head(inputs.v_scale) / sum;
         out.iter_mut().for_each(|o| *o *= factor);
     }
     out
-}
-
-/// Values of the 256 codes.
-struct E4m3Table([f64; 256]);
-
-impl E4m3Table {
-    fn get() -> &'static Self {
-        static TABLE: std::sync::OnceLock<E4m3Table> = std::sync::OnceLock::new();
-        TABLE.get_or_init(|| Self(std::array::from_fn(|i| float8::F8E4M3::from_bits(i as u8).to_f64())))
-    }
 }
 
 #[cfg(test)]

@@ -37,14 +37,15 @@ impl Input {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self> {
         let unreadable = |got: String| Error::value("input", "a readable safetensors file", format!("{}: {got}", path.display()));
-        let file = std::fs::File::open(path).map_err(|e| unreadable(e.to_string()))?;
-        let meta = file.metadata().map_err(|e| unreadable(e.to_string()))?;
+        // Asked before opening, which would wait for the writer of a named pipe.
+        let meta = std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
         if !meta.is_file() {
             return Err(unreadable("not a regular file".into()));
         }
         if meta.len() < 8 {
             return Err(unreadable(format!("{} bytes, shorter than a header", meta.len())));
         }
+        let file = std::fs::File::open(path).map_err(|e| unreadable(e.to_string()))?;
         // SAFETY: the mapping is private and read-only, and nothing of it outlives this call. A program that truncates
         // the file meanwhile can end this process with SIGBUS, as for every reader of mapped files.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| unreadable(e.to_string()))?;
@@ -90,14 +91,16 @@ impl Input {
         let lists = get("block_mask").map(|m| mask_lists(&m, &shape)).transpose()?;
 
         let (q_codes, q_scale) = match q.dtype() {
-            Dtype::F8_E4M3 => (codes(&q), scales("q_scale", get("q_scale"), &[&[tokens, hq]])?.unwrap_or_else(|| vec![1.0; tokens * hq])),
+            Dtype::F8_E4M3 => {
+                (codes("q", &q)?, scales("q_scale", get("q_scale"), &[&[tokens, hq]])?.unwrap_or_else(|| vec![1.0; tokens * hq]))
+            }
             _ => {
                 no_scale("q_scale", "q", get("q_scale"), q.dtype())?;
                 quantize_per_token_head("q", &reals("q", &q)?)?
             }
         };
         let key_value = |name, scale_name, view: &TensorView<'_>| match view.dtype() {
-            Dtype::F8_E4M3 => Ok((codes(view), scales(scale_name, get(scale_name), &[&[1], &[hkv]])?.unwrap_or_else(|| vec![1.0]))),
+            Dtype::F8_E4M3 => Ok((codes(name, view)?, scales(scale_name, get(scale_name), &[&[1], &[hkv]])?.unwrap_or_else(|| vec![1.0]))),
             _ => {
                 no_scale(scale_name, name, get(scale_name), view.dtype())?;
                 quantize_per_tensor(name, &reals(name, view)?).map(|(codes, scale)| (codes, vec![scale]))
@@ -183,8 +186,12 @@ fn rows_heads(name: &'static str, view: &TensorView<'_>) -> Result<[usize; 2]> {
     }
 }
 
-fn codes(view: &TensorView<'_>) -> Vec<F8E4M3> {
-    view.data().iter().map(|&b| F8E4M3::from_bits(b)).collect()
+/// e4m3 codes. A NaN among them would spread over whole rows of the output, as it would from a wider type.
+fn codes(name: &'static str, view: &TensorView<'_>) -> Result<Vec<F8E4M3>> {
+    if let Some(i) = view.data().iter().position(|&b| b & 0x7F == 0x7F) {
+        return Err(Error::value(name, "finite elements", format!("NaN at {i}")));
+    }
+    Ok(view.data().iter().map(|&b| F8E4M3::from_bits(b)).collect())
 }
 
 /// BF16, F16 or F32 little-endian data as f32; the file does not align it.

@@ -20,9 +20,8 @@ const SAMPLE_SEED: u64 = 2;
 /// Runs the command.
 pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
     // Everything that can be wrong with the arguments, before anything is read or launched.
-    for (name, path) in [("output", &args.output), ("report", &args.report), ("mask", &args.mask)] {
-        path.as_deref().map_or(Ok(()), |path| files::check_target(name, path))?;
-    }
+    let targets = [("output", args.output.as_deref()), ("report", args.report.as_deref()), ("mask", args.mask.as_deref())];
+    files::check_targets(&targets, Some(&args.input))?;
     crate::kv::layout::check_page_size(args.page_size)?;
     let mut config = StemConfig::preset(args.preset.into());
     config.alpha = args.alpha.unwrap_or(config.alpha);

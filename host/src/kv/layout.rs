@@ -17,12 +17,14 @@ pub enum PageLayout {
 }
 
 impl PageLayout {
-    /// Byte strides of densely packed pages.
+    /// Byte strides of densely packed pages. What would not fit 63 bits is `i64::MAX`, which every check of strides refuses.
     pub fn strides(self, hkv: usize, page_size: usize) -> PageStrides {
-        let (d, hkv, page_size) = (HEAD_DIM as i64, hkv as i64, page_size as i64);
+        let row = HEAD_DIM as i64;
+        let of = |n: usize| i64::try_from(n).unwrap_or(i64::MAX).saturating_mul(row);
+        let page = of(hkv.saturating_mul(page_size));
         match self {
-            Self::Nhd => PageStrides { page: page_size * hkv * d, token: hkv * d, head: d },
-            Self::Hnd => PageStrides { page: page_size * hkv * d, token: d, head: page_size * d },
+            Self::Nhd => PageStrides { page, token: of(hkv), head: row },
+            Self::Hnd => PageStrides { page, token: row, head: of(page_size) },
         }
     }
 }
@@ -86,18 +88,7 @@ impl<'a> PagedKv<'a> {
                 return Err(Error::shape(name, expected, format!("{} elements", pages.len())));
             }
         }
-        for (b, request) in geometry.requests.iter().enumerate() {
-            let used = (request.kv_len as usize).div_ceil(self.page_size);
-            let row = self.table_row(b).and_then(|row| row.get(..used));
-            let row = row.ok_or_else(|| {
-                let got = format!("{} entries in rows of {}", self.table.len(), self.table_stride);
-                Error::shape("page_table", format!("{used} entries for request {b}"), got)
-            })?;
-            if let Some((i, page)) = row.iter().enumerate().find(|(_, page)| usize::try_from(**page).map_or(true, |p| p >= self.pages)) {
-                return Err(Error::value("page_table", format!("a page in 0..{} at [{b}, {i}]", self.pages), page));
-            }
-        }
-        Ok(())
+        check_table(self.table, self.table_stride, geometry, self.page_size, self.pages)
     }
 
     /// The 128 elements of one token and head, or `None` when the token has no page or lies outside the pages.
@@ -116,8 +107,28 @@ impl<'a> PagedKv<'a> {
     }
 
     fn table_row(&self, request: usize) -> Option<&'a [i32]> {
-        self.table.get(request.checked_mul(self.table_stride)?..)?.get(..self.table_stride)
+        table_row(self.table, self.table_stride, request)
     }
+}
+
+fn table_row(table: &[i32], stride: usize, request: usize) -> Option<&[i32]> {
+    table.get(request.checked_mul(stride)?..)?.get(..stride)
+}
+
+/// Checks every entry of a page table `[batch, stride]` that a request of `geometry` uses.
+pub(super) fn check_table(table: &[i32], stride: usize, geometry: &Geometry, page_size: usize, pages: usize) -> Result<()> {
+    check_page_size(page_size)?;
+    for (b, request) in geometry.requests.iter().enumerate() {
+        let used = (request.kv_len.max(0) as usize).div_ceil(page_size);
+        let row = table_row(table, stride, b).and_then(|row| row.get(..used)).ok_or_else(|| {
+            let got = format!("{} entries in rows of {stride}", table.len());
+            Error::shape("page_table", format!("{used} entries for request {b}"), got)
+        })?;
+        if let Some((i, page)) = row.iter().enumerate().find(|(_, page)| usize::try_from(**page).map_or(true, |p| p >= pages)) {
+            return Err(Error::value("page_table", format!("a page in 0..{pages} at [{b}, {i}]"), page));
+        }
+    }
+    Ok(())
 }
 
 fn offset(strides: PageStrides, page: usize, token: usize, head: usize) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! A batch's tables in device memory.
 
-use super::{Span, int};
+use super::Span;
 use crate::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, buffer, driver_error};
 use crate::error::Result;
 use crate::geometry::Geometry;
@@ -36,11 +36,9 @@ impl DeviceGeometry {
     /// Copies the tables and waits for the copies.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] when a count does not fit 32 bits; [`crate::Error::Driver`].
+    /// [`crate::Error::Value`] naming a table that is not what [`Geometry::new`] makes; [`crate::Error::Driver`].
     pub fn upload(stream: &Arc<CudaStream>, geometry: Geometry) -> Result<Self> {
-        int("requests", geometry.requests.len())?;
-        int("query blocks", geometry.total_qb())?;
-        int("key blocks", geometry.total_kb())?;
+        geometry.check()?;
         let requests = buffer::upload(stream, &entries(&geometry.requests))?;
         let query_blocks = buffer::upload(stream, &entries(&geometry.query_blocks))?;
         let key_blocks = buffer::upload(stream, &entries(&geometry.key_blocks))?;

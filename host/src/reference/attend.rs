@@ -149,7 +149,9 @@ impl<T: Real> RowState<T> {
             let at = (request.q_start as usize + t) * inputs.hq + head.head;
             let codes: &[F8E4M3; HEAD_DIM] = inputs.q.get(at * HEAD_DIM..)?.first_chunk()?;
             *q = fp8::decode_row(codes).map(T::from);
-            state.scale.push(T::from(*inputs.q_scale.get(at)?) * T::from(head.k_scale) * log2_scale);
+            // Scales whose product vanishes mean equal logits; 0 would turn "no maximum yet" into NaN.
+            let scale = T::from(*inputs.q_scale.get(at)?) * T::from(head.k_scale) * log2_scale;
+            state.scale.push(scale.max(T::from(f32::MIN_POSITIVE)));
         }
         let (mut k, mut v, mut s, mut pv) = (zeros(), zeros(), zeros(), zeros());
         let (id, end) = (block.request as usize, request.kv_len as usize);

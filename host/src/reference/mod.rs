@@ -15,6 +15,8 @@ pub use append_kv::append_kv;
 pub use attend::{AttendInputs, AttendOutput, attend_f64, attend_model, default_softmax_scale};
 pub use error::dense_rows;
 pub use prefill::prefill;
+#[cfg(feature = "cli")]
+pub(crate) use prefill::select;
 #[cfg(feature = "cuda")]
 pub(crate) use prefill::validate;
 pub use select::{ScoreInputs, query_sums, score_key, scores, topk, topk_row, value_bias};

@@ -31,7 +31,7 @@ pub fn prefill(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &P
         Selection::Dense => (BlockLists::dense(inputs.hq, &geometry)?, None),
         Selection::Lists(lists) => (lists.clone(), None),
         Selection::Stem(config) => {
-            let ((lists, scores), time) = timed(options.repeat, || select(inputs, &summaries, &geometry, config, score_stride))?;
+            let ((lists, scores), time) = timed(options.repeat, || select(inputs, &summaries, &geometry, config))?;
             times.select = time;
             (lists, Some(scores))
         }
@@ -77,13 +77,14 @@ pub(crate) fn validate(inputs: &PrefillInputs<'_>, selection: Selection<'_>, opt
     Ok(geometry)
 }
 
-fn select(
+/// Lists of every row, and the scores `[hq, total_qb, max(max_kb, 1)]` they were made of.
+pub(crate) fn select(
     inputs: &PrefillInputs<'_>,
     summaries: &KvSummaries,
     geometry: &Geometry,
     config: &StemConfig,
-    score_stride: usize,
 ) -> Result<(BlockLists, Vec<f32>)> {
+    let score_stride = geometry.max_kb.max(1);
     let q_sums = query_sums(inputs.q, inputs.q_scale, inputs.hq, geometry)?;
     let v_bias = value_bias(&summaries.run_norms, inputs.hkv, geometry, &config.oam)?;
     let score_inputs =

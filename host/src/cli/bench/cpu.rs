@@ -6,7 +6,7 @@ use crate::config::StemConfig;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
-use crate::reference::{self, AttendInputs, KvSummaries, ScoreInputs};
+use crate::reference::{self, AttendInputs, KvSummaries};
 use half::bf16;
 use std::time::Instant;
 
@@ -27,8 +27,8 @@ impl<'a> CpuEngine<'a> {
             Stage::Select => {
                 let summaries = summarize(problem, &geometry)?;
                 Box::new(move || {
-                    let (scores, score_stride, lists) = select(problem, &geometry, config, &summaries)?;
-                    Ok(Output::Selection { scores, score_stride, lists })
+                    let (lists, scores) = reference::select(&problem.inputs(), &summaries, &geometry, config)?;
+                    Ok(Output::Selection { scores, score_stride: geometry.max_kb.max(1), lists })
                 })
             }
             Stage::Attend => {
@@ -36,7 +36,7 @@ impl<'a> CpuEngine<'a> {
                 Box::new(move || Ok(Output::Attention { out: attend(problem, &geometry, lists)?, lists: attended.clone() }))
             }
             Stage::Prefill => Box::new(move || {
-                let (_, _, lists) = select(problem, &geometry, config, &summarize(problem, &geometry)?)?;
+                let (lists, _) = reference::select(&problem.inputs(), &summarize(problem, &geometry)?, &geometry, config)?;
                 Ok(Output::Attention { out: attend(problem, &geometry, Some(&lists))?, lists })
             }),
             Stage::AppendKv => {
@@ -70,22 +70,6 @@ impl Engine for CpuEngine<'_> {
 
 fn summarize(problem: &Problem, geometry: &Geometry) -> Result<KvSummaries> {
     reference::summarize_kv(&problem.paged.view(), geometry, &[1.0], &[1.0])
-}
-
-/// Scores, their stride, lists.
-pub fn select(
-    problem: &Problem,
-    geometry: &Geometry,
-    config: &StemConfig,
-    summaries: &KvSummaries,
-) -> Result<(Vec<f32>, usize, BlockLists)> {
-    let (shape, score_stride) = (problem.shape, geometry.max_kb.max(1));
-    let q_sums = reference::query_sums(&problem.q, &problem.q_scale, shape.hq, geometry)?;
-    let v_bias = reference::value_bias(&summaries.run_norms, shape.hkv, geometry, &config.oam)?;
-    let inputs = ScoreInputs { q_sums: &q_sums, k_sums: &summaries.k_sums, v_bias: &v_bias, hq: shape.hq, hkv: shape.hkv, score_stride };
-    let scores = reference::scores(&inputs, geometry, &config.oam)?;
-    let lists = reference::topk(&scores, score_stride, shape.hq, geometry, config)?;
-    Ok((scores, score_stride, lists))
 }
 
 fn attend(problem: &Problem, geometry: &Geometry, lists: Option<&BlockLists>) -> Result<Vec<bf16>> {

@@ -42,7 +42,7 @@ enum Blocks {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    args.records.as_deref().map_or(Ok(()), |path| files::check_target("records", path))?;
+    files::check_targets(&[("records", args.records.as_deref())], None)?;
     let config = check(args)?;
     let backend = Backend::open(args.backend.into())?;
     let machine = Machine::of(&backend);

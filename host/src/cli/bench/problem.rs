@@ -1,7 +1,7 @@
 //! Random tensors, permuted pages and random block lists of one benchmark.
 
 use crate::cli::work::Shape;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::kv::layout::{PageLayout, PagedTensors};
 use crate::mask::BlockLists;
@@ -37,9 +37,9 @@ impl Problem {
         let mut rng = StdRng::seed_from_u64(seed);
         let pool: Vec<F8E4M3> = (0..POOL).map(|_| crate::fp8::encode(rng.sample(StandardNormal))).collect();
         let (q, k, v) = (
-            fill(&pool, shape.tokens * shape.hq, rng.random()),
-            fill(&pool, shape.kv_tokens * shape.hkv, rng.random()),
-            fill(&pool, shape.kv_tokens * shape.hkv, rng.random()),
+            fill("q", &pool, shape.tokens * shape.hq, rng.random())?,
+            fill("k", &pool, shape.kv_tokens * shape.hkv, rng.random())?,
+            fill("v", &pool, shape.kv_tokens * shape.hkv, rng.random())?,
         );
         let mut order: Vec<i32> = (0..shape.kv_tokens.div_ceil(page_size) as i32).collect();
         order.shuffle(&mut rng);
@@ -81,8 +81,11 @@ impl Problem {
 }
 
 /// `rows` rows of 128 draws. Four 16-bit indices a random word; each row has its own generator, so threads do not matter.
-fn fill(pool: &[F8E4M3], rows: usize, seed: u64) -> Vec<F8E4M3> {
-    let mut codes = vec![F8E4M3::from_bits(0); rows * HEAD_DIM];
+fn fill(name: &'static str, pool: &[F8E4M3], rows: usize, seed: u64) -> Result<Vec<F8E4M3>> {
+    let mut codes = Vec::new();
+    let bytes = rows * HEAD_DIM;
+    codes.try_reserve_exact(bytes).map_err(|_| Error::shape(name, "a size that memory holds", format!("{bytes} bytes")))?;
+    codes.resize(bytes, F8E4M3::from_bits(0));
     codes.par_chunks_mut(HEAD_DIM).enumerate().for_each(|(row, codes)| {
         let mut rng = StdRng::seed_from_u64(seed ^ (row as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         for codes in codes.chunks_mut(4) {
@@ -90,7 +93,7 @@ fn fill(pool: &[F8E4M3], rows: usize, seed: u64) -> Vec<F8E4M3> {
             codes.iter_mut().enumerate().for_each(|(i, code)| *code = pool[(word >> (16 * i)) as usize % POOL]);
         }
     });
-    codes
+    Ok(codes)
 }
 
 /// Lists of random blocks: each row keeps its diagonal and, drawn without replacement, as many others as make the kept
