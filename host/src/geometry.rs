@@ -113,11 +113,10 @@ impl Geometry {
     }
 
     /// Checks that the tables belong together. Those of [`Geometry::new`] do; fields changed by hand may not, and kernels
-    /// trust them.
+    /// and the CPU stages trust them. Linear in the number of blocks.
     ///
     /// # Errors
     /// [`Error::Value`] naming the field that disagrees with the requests before it.
-    #[cfg(feature = "cuda")]
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |name, b: usize| Err(Error::value(name, "what `Geometry::new` makes", format!("something else at request {b}")));
         let (mut q_start, mut kv) = (0i32, 0usize);
@@ -207,7 +206,7 @@ fn index(name: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::value(name, "at most 2,147,483,647", n))
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

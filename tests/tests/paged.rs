@@ -5,6 +5,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rstest::rstest;
+use stem_attn::kv::PageTable;
 use stem_attn::kv::layout::{KvTensor, PageLayout, PagedKv, PagedTensors};
 use stem_attn::{Error, Geometry};
 use stem_attn_kernels::abi::PageStrides;
@@ -104,6 +105,28 @@ fn bad_views_are_named() {
     assert_eq!(named(PagedKv { pages: 99, ..view }), "k_pages");
     // An entry no request uses may hold anything.
     PagedKv { table: &[0, 1, 2, 12345], ..view }.validate(&geometry).unwrap();
+}
+
+#[test]
+fn page_tables_are_checked_against_the_pool() {
+    let geometry = Batch::random(6, 1, 1, &[(100, 100), (10, 10)]).geometry(true, None);
+    let table = |entries: &[i32], stride| PageTable { entries: entries.to_vec(), stride }.validate(&geometry, 64, 3);
+    table(&[0, 1, 2, -1], 2).unwrap();
+    for (entries, stride) in [(&[0, 3, 1, -1], 2), (&[0, -1, 1, -1], 2), (&[0, 1, 2, -1], 1), (&[0, 1, 2, -1], usize::MAX)] {
+        match table(entries, stride) {
+            Err(Error::Shape { tensor: name, .. } | Error::Value { name, .. }) => assert_eq!(name, "page_table"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn strides_that_do_not_fit_are_refused_later() {
+    for layout in [PageLayout::Nhd, PageLayout::Hnd] {
+        let strides = layout.strides(1 << 60, 256);
+        assert_eq!(strides.page, i64::MAX);
+        assert!(PagedTensors::build(&[], &[], 1 << 56, &[0, 0], 256, layout, None).is_ok_and(|paged| paged.pages == 0));
+    }
 }
 
 #[test]

@@ -73,6 +73,49 @@ fn bad_input_is_named() {
     }
 }
 
+/// Scales whose product is 0 in f32 make all logits equal: the output is the mean of the visible values, not NaN.
+#[test]
+fn vanishing_scales_give_the_mean_of_the_values() {
+    let mut batch = Batch::random(15, 2, 2, &[(150, 150)]);
+    batch.q_scale.fill(f32::from_bits(1));
+    batch.k_scale.fill(1e-3);
+    let options = PrefillOptions { lse: true, ..PrefillOptions::default() };
+    let output = reference::prefill(&batch.inputs(), Selection::Dense, &options).unwrap();
+    let want = reference::dense_rows(&batch.inputs(), true, &(0..150).collect::<Vec<_>>()).unwrap();
+    assert!(relative(&output.out, &want) < 0.03);
+    let lse = output.lse.unwrap();
+    assert!(lse.chunks(2).enumerate().all(|(t, lse)| lse.iter().all(|lse| (lse - (t as f32 + 1.0).ln()).abs() < 1e-3)));
+}
+
+/// A geometry whose fields were changed by hand must not lead any stage out of its tensors.
+#[test]
+fn tables_changed_by_hand_are_refused() {
+    let batch = Batch::random(16, 2, 2, &[(150, 150)]);
+    let paged = batch.paged(64, PageLayout::Nhd, None);
+    let mut geometry = batch.geometry(true, None);
+    geometry.requests[0].q_start = 1 << 30;
+    let config = StemConfig::preset(Preset::Hpc);
+    let refused = |name: &str, result: Result<(), Error>| {
+        assert!(matches!(result, Err(Error::Value { name: "requests", .. })), "{name}: {result:?}");
+    };
+    refused("query_sums", reference::query_sums(&batch.q, &batch.q_scale, 2, &geometry).map(drop));
+    refused("value_bias", reference::value_bias(&[0.0; 32], 2, &geometry, &config.oam).map(drop));
+    refused("topk", reference::topk(&[0.0; 8], 2, 2, &geometry, &config).map(drop));
+    refused("summarize_kv", reference::summarize_kv(&paged.view(), &geometry, &batch.k_scale, &batch.v_scale).map(drop));
+    let inputs = AttendInputs {
+        q: &batch.q,
+        q_scale: &batch.q_scale,
+        kv: paged.view(),
+        k_scale: &batch.k_scale,
+        v_scale: &batch.v_scale,
+        hq: 2,
+        geometry: &geometry,
+        lists: None,
+        softmax_scale: reference::default_softmax_scale(),
+    };
+    refused("attend", reference::attend_model(&inputs).map(drop));
+}
+
 #[test]
 fn lists_of_another_batch_are_refused() {
     let batch = Batch::random(14, 2, 2, &[(150, 150)]);

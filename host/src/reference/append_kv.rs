@@ -13,8 +13,9 @@ use stem_attn_kernels::config::HEAD_DIM;
 /// New token t of a request stands at `kv_len - q_len + t`. A token whose table entry lies outside the pool is skipped.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] or [`crate::Error::Value`] naming `k`, `v` or the scales (`[1]` or `[hkv]`).
+/// [`crate::Error::Shape`] or [`crate::Error::Value`] naming `k`, `v`, the scales (`[1]` or `[hkv]`) or a table of the geometry.
 pub fn append_kv(k: &[bf16], v: &[bf16], geometry: &Geometry, k_scale: &[f32], v_scale: &[f32], pages: &mut PagedTensors) -> Result<()> {
+    geometry.check()?;
     let hkv = pages.hkv;
     check_len("k", k.len(), &[geometry.total_q, hkv, HEAD_DIM])?;
     check_len("v", v.len(), &[geometry.total_q, hkv, HEAD_DIM])?;

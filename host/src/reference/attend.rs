@@ -72,6 +72,7 @@ pub fn attend_f64(inputs: &AttendInputs<'_>) -> Result<AttendOutput<f64>> {
 
 fn attend<T: Real>(inputs: &AttendInputs<'_>) -> Result<AttendOutput<T::Out>> {
     let &AttendInputs { hq, geometry, .. } = inputs;
+    geometry.check()?;
     check_len("q", inputs.q.len(), &[geometry.total_q, hq, HEAD_DIM])?;
     check_len("q_scale", inputs.q_scale.len(), &[geometry.total_q, hq])?;
     let group = check_group(hq, inputs.kv.hkv)?;

@@ -15,8 +15,9 @@ use stem_attn_kernels::config::{BLOCK, HEAD_DIM, RUN, RUNS, SUM_LEN};
 /// `[total_q, hq]`. Token t of a block belongs to group t mod 16; positions of a block outside the chunk count as nothing.
 ///
 /// # Errors
-/// [`Error::Shape`] naming `q` or `q_scale`.
+/// [`Error::Shape`] naming `q` or `q_scale`; [`Error::Value`] naming a table of the geometry.
 pub fn query_sums(q: &[F8E4M3], q_scale: &[f32], hq: usize, geometry: &Geometry) -> Result<Vec<bf16>> {
+    geometry.check()?;
     check_len("q", q.len(), &[geometry.total_q, hq, HEAD_DIM])?;
     check_len("q_scale", q_scale.len(), &[geometry.total_q, hq])?;
     let total_qb = geometry.total_qb();
@@ -47,8 +48,9 @@ pub fn query_sums(q: &[F8E4M3], q_scale: &[f32], hq: usize, geometry: &Geometry)
 /// adds 0 to its block. The deviation is the unbiased one, 0 for fewer than two runs. Statistics in f64.
 ///
 /// # Errors
-/// [`Error::Shape`] naming `run_norms`.
+/// [`Error::Shape`] naming `run_norms`; [`Error::Value`] naming a table of the geometry.
 pub fn value_bias(run_norms: &[f32], hkv: usize, geometry: &Geometry, oam: &OamConfig) -> Result<Vec<f32>> {
+    geometry.check()?;
     let total_kb = geometry.total_kb();
     check_len("run_norms", run_norms.len(), &[hkv, total_kb, RUNS])?;
     let mut bias = vec![0f32; hkv * total_kb];
@@ -95,6 +97,7 @@ pub struct ScoreInputs<'a> {
 /// # Errors
 /// [`Error::Shape`] or [`Error::Value`] naming the tensor.
 pub fn scores(inputs: &ScoreInputs<'_>, geometry: &Geometry, oam: &OamConfig) -> Result<Vec<f32>> {
+    geometry.check()?;
     let ScoreInputs { q_sums, k_sums, v_bias, hq, hkv, score_stride } = *inputs;
     let (total_qb, total_kb) = (geometry.total_qb(), geometry.total_kb());
     let group = check_group(hq, hkv)?;
@@ -164,8 +167,9 @@ pub fn topk_row(scores: &[f32], budget: usize, diagonal: usize, config: &StemCon
 /// The lists of every row from scores `[hq, total_qb, score_stride]`, with the geometry's budgets.
 ///
 /// # Errors
-/// [`Error::Shape`] naming `scores`.
+/// [`Error::Shape`] naming `scores`; [`Error::Value`] naming a table of the geometry.
 pub fn topk(scores: &[f32], score_stride: usize, hq: usize, geometry: &Geometry, config: &StemConfig) -> Result<BlockLists> {
+    geometry.check()?;
     let total_qb = geometry.total_qb();
     check_len("scores", scores.len(), &[hq, total_qb, score_stride])?;
     if score_stride < geometry.max_kb.max(1) {

@@ -27,8 +27,9 @@ pub struct KvSummaries {
 /// `k_scale`, `v_scale`: `[1]` or `[hkv]`. One pass over K and V.
 ///
 /// # Errors
-/// Those of [`PagedKv::validate`], and [`crate::Error::Shape`] naming a scale.
+/// Those of [`PagedKv::validate`], [`crate::Error::Shape`] naming a scale, [`crate::Error::Value`] naming a table of the geometry.
 pub fn summarize_kv(kv: &PagedKv<'_>, geometry: &Geometry, k_scale: &[f32], v_scale: &[f32]) -> Result<KvSummaries> {
+    geometry.check()?;
     kv.validate(geometry)?;
     let (hkv, total_kb) = (kv.hkv, geometry.total_kb());
     for head in 0..hkv {
