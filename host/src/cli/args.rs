@@ -79,6 +79,7 @@ pub struct PrefillArgs {
     /// Where `out` BF16 [T, Hq, 128], `block_mask` U8 [Hq, Qb, Kb] and `block_counts` I32 [Hq, Qb] go.
     #[arg(long, value_name = "OUT.safetensors")]
     pub output: Option<PathBuf>,
+    /// Where to run.
     #[arg(long, value_enum, default_value = "auto")]
     pub backend: BackendArg,
     /// Published parameter set of the selection.
@@ -138,6 +139,7 @@ pub struct BenchArgs {
     /// Decay of the budget along the prompt, in (0, 1]; 1 is no decay.
     #[arg(long, value_name = "A")]
     pub alpha: Option<f32>,
+    /// Where to run.
     #[arg(long, value_enum, default_value = "auto")]
     pub backend: BackendArg,
     /// Timed launches.
