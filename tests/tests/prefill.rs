@@ -131,8 +131,9 @@ fn lists_of_another_batch_are_refused() {
 /// Real queries, keys and values: 8,192 tokens, two heads of one layer of a trained model.
 #[test]
 fn the_capture_is_within_the_error_budget() {
-    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/qkv_layer5_8k.safetensors")).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    // Embedded, so that the test binary runs anywhere.
+    let bytes = include_bytes!("../../demo/qkv_layer5_8k.safetensors");
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
     let codes = |name| file.tensor(name).unwrap().data().iter().map(|&x| F8E4M3::from_bits(x)).collect::<Vec<_>>();
     let floats = |name| {
         let data = file.tensor(name).unwrap().data().to_vec();
