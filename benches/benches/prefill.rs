@@ -1,10 +1,11 @@
 //! Whole prefill calls as a user of the library makes them, host tensors in and out, on the backend there is. The
-//! kernels alone are measured by `stem bench`, whose clock is the GPU's.
+//! kernels alone are measured by `stem bench`, whose clock is the GPU's; `STEM_RECORDS=FILE` appends their share of these
+//! calls to a file, a record a line.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use stem_attn::{Backend, PrefillOptions, Preset, Selection, StemConfig};
-use stem_attn_benches::Layer;
+use stem_attn_benches::{Layer, append, record};
 
 fn prefill(c: &mut Criterion) {
     let backend = Backend::auto();
@@ -20,6 +21,10 @@ fn prefill(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, tokens), |b| {
                 b.iter(|| backend.prefill(black_box(&layer.inputs()), selection, &PrefillOptions::default()).expect("prefill").out);
             });
+            let options = PrefillOptions { repeat: 10, ..PrefillOptions::default() };
+            let output = backend.prefill(&layer.inputs(), selection, &options).expect("prefill");
+            let preset = if name == "dense" { name } else { "hpc" };
+            append(&record(&backend, &layer, preset, &options, &output)).expect("a file that can be written");
         }
     }
     group.finish();

@@ -13,10 +13,12 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Starts sampling every 50 ms; does nothing where there is no `nvidia-smi`.
-    pub fn start() -> Self {
+    /// Starts sampling the GPU at a PCI address every 50 ms; does nothing where there is no `nvidia-smi`. (Its numbers of
+    /// devices are not CUDA's.)
+    pub fn start(pci_address: &str) -> Self {
         let child = Command::new("nvidia-smi")
-            .args(["--id=0", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "--loop-ms=50"])
+            .arg(format!("--id={pci_address}"))
+            .args(["--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "--loop-ms=50"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -11,6 +11,8 @@ pub struct Machine {
     pub gpu: Option<String>,
     /// Driver version (kernel module, else the CUDA version it supports).
     pub driver: Option<String>,
+    /// The GPU's place on the PCI bus; none on the CPU backend.
+    pub pci_address: Option<String>,
     /// Streaming multiprocessors; none on the CPU backend.
     pub sm_count: Option<u32>,
 }
@@ -27,6 +29,7 @@ impl Machine {
                 Self {
                     gpu: Some(info.name.clone()),
                     driver: info.driver_version.clone().or_else(|| Some(format!("CUDA {}", info.cuda_version))),
+                    pci_address: Some(info.pci_address.clone()),
                     sm_count: Some(info.sm_count),
                     ..cpu
                 }

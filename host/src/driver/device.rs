@@ -75,6 +75,8 @@ pub struct DeviceInfo {
     pub cuda_version: String,
     /// Version of the kernel module, as "580.65.06"; `None` where the system does not show it.
     pub driver_version: Option<String>,
+    /// Place on the PCI bus, as "00000000:1b:00.0": the name that other tools know the device by, whatever ordinal it has here.
+    pub pci_address: String,
     /// Streaming multiprocessors.
     pub sm_count: u32,
     /// Peak SM clock in MHz.
@@ -126,6 +128,12 @@ impl Device {
             name: context.name().map_err(driver_error("cuDeviceGetName"))?,
             cuda_version: version_text(version),
             driver_version: kernel_module_version(),
+            pci_address: format!(
+                "{:08x}:{:02x}:{:02x}.0",
+                attribute(A::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?
+            ),
             sm_count: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             sm_clock_mhz: attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? / 1000,
             memory_clock_mhz: attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? / 1000,

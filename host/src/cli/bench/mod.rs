@@ -167,7 +167,7 @@ fn measure(
     };
 
     progress.message(format!("{} {}: timing", args.bench.name(), commas(shape.tokens)));
-    let (samples, clock, power) = time(engine, args.repeat as usize, machine.gpu.is_some())?;
+    let (samples, clock, power) = time(engine, args.repeat as usize, machine.pci_address.as_deref())?;
     let time = StageTime::from_samples(samples);
     let kept = lists.map(|lists| shape.kept(lists).1);
     let attends = matches!(args.bench, Stage::Attend | Stage::Prefill);
@@ -211,16 +211,14 @@ fn measure(
     Ok(Line { record, kept, checked })
 }
 
-/// Milliseconds of `repeat` launches, and clock and power meanwhile where there is a GPU to sample.
-fn time(engine: &mut dyn Engine, repeat: usize, gpu: bool) -> Result<(Vec<f64>, Option<f64>, Option<f64>)> {
-    if !gpu {
-        return Ok((engine.time(repeat)?, None, None));
-    }
+/// Milliseconds of `repeat` launches, and clock and power meanwhile where there is a GPU (at a PCI address) to sample.
+fn time(engine: &mut dyn Engine, repeat: usize, gpu: Option<&str>) -> Result<(Vec<f64>, Option<f64>, Option<f64>)> {
+    let Some(pci_address) = gpu else { return Ok((engine.time(repeat)?, None, None)) };
     let start = Instant::now();
     while start.elapsed() < WARM_UP {
         engine.time(8)?;
     }
-    let (sampler, start) = (Sampler::start(), Instant::now());
+    let (sampler, start) = (Sampler::start(pci_address), Instant::now());
     let samples = engine.time(repeat)?;
     while start.elapsed() < SAMPLED {
         engine.time(8)?;
