@@ -26,6 +26,8 @@ struct Work {
     kv_head: i32,
     row: QueryBlock,
     request: Request,
+    /// Key blocks the row may see.
+    visible: i32,
     /// Key blocks to attend to, walked from index `count - 1` down to 0.
     count: i32,
     /// Address of the row's list, or 0: block index = list index.
@@ -125,10 +127,13 @@ unsafe fn locate(p: &AttendParams) -> Work {
         let (count, list) = if p.lists == 0 {
             (visible, 0)
         } else {
-            (*(p.counts as *const i32).offset(at as isize), p.lists + (at * p.list_stride as i64 * 4) as u64)
+            // Lists may come straight from device memory, unseen by the host: what they say is kept inside the row's arrays.
+            let most = if visible < p.list_stride { visible } else { p.list_stride };
+            let count = *(p.counts as *const i32).offset(at as isize);
+            (if count < most { count } else { most }, p.lists + (at * p.list_stride as i64 * 4) as u64)
         };
         core::hint::assert_unchecked(p.group > 0);
-        Work { head, kv_head: head / p.group, row, request, count, list }
+        Work { head, kv_head: head / p.group, row, request, visible, count, list }
     }
 }
 
@@ -139,8 +144,10 @@ unsafe fn key_block(work: &Work, i: i32) -> i32 {
     if work.list == 0 {
         at
     } else {
-        // SAFETY: 0 <= at < count, the list's length.
-        unsafe { *(work.list as *const i32).offset(at as isize) }
+        // SAFETY: 0 <= at < count, which is no more than the list's capacity.
+        let j = unsafe { *(work.list as *const i32).offset(at as isize) };
+        // A block the row cannot see becomes one that it can.
+        if (j as u32) < work.visible as u32 { j } else { work.visible - 1 }
     }
 }
 
@@ -255,12 +262,14 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
     unsafe {
         let k = *(p.k_scale as *const f32).offset((work.kv_head * p.k_scale_stride) as isize) * p.softmax_scale_log2;
         let q = (p.q_scale as *const f32).offset((rows.first * p.hq as u32 as i64 + work.head as i64) as isize);
+        // Not 0, also where tiny scales underflow: times the minus infinity of a masked column that would be NaN.
+        let positive = |scale: f32| math::fmax(scale, f32::MIN_POSITIVE);
         let mut scale = [1.0, 1.0];
         if rows.valid[0] {
-            scale[0] = *q * k;
+            scale[0] = positive(*q * k);
         }
         if rows.valid[1] {
-            scale[1] = *q.offset(8 * p.hq as u32 as isize) * k;
+            scale[1] = positive(*q.offset(8 * p.hq as u32 as isize) * k);
         }
         scale
     }
