@@ -1,6 +1,7 @@
 //! One line of `benches/records/*.jsonl`: a measured stage with everything needed to read the number.
 
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A measured stage. What is not known, or has no meaning for the stage, is `null`.
@@ -114,7 +115,7 @@ pub fn commit() -> Option<String> {
         let text = String::from_utf8(output.stdout).ok()?;
         (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
     };
-    let root = std::path::PathBuf::from(git(&["rev-parse", "--show-toplevel"])?);
+    let root = PathBuf::from(git(&["rev-parse", "--show-toplevel"])?);
     // Started in another project, its commit would say nothing about this program.
     if !root.join("host/ptx/manifest.json").is_file() {
         return None;
@@ -122,10 +123,26 @@ pub fn commit() -> Option<String> {
     git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
 }
 
-/// The command line, the program by its bare name.
+/// The command line, the program by its bare name and files given by an absolute path by theirs: a record must not carry
+/// a machine's folders.
 pub fn command() -> String {
-    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words = std::env::args_os().skip(1).map(|word| without_folders(&word.to_string_lossy()));
     std::iter::once("stem".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word of the command line, an absolute path in it (`/a/b` or `--option=/a/b`) cut to the last name, `b`.
+fn without_folders(word: &str) -> String {
+    let (option, value) = match word.split_once('=') {
+        Some((option, value)) if option.starts_with('-') => (&word[..=option.len()], value),
+        _ => ("", word),
+    };
+    let path = Path::new(value);
+    if !path.is_absolute() {
+        return word.to_owned();
+    }
+    // A path that ends in `..` has no last name.
+    let name = path.file_name().map_or("/".into(), |name| name.to_string_lossy());
+    format!("{option}{name}")
 }
 
 #[cfg(test)]
@@ -142,6 +159,27 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(utc(seconds), text);
+        }
+    }
+
+    #[test]
+    fn absolute_paths_lose_their_folders() {
+        for (word, recorded) in [
+            ("/home/someone/in.safetensors", "in.safetensors"),
+            ("/in.safetensors", "in.safetensors"),
+            ("/home/someone/", "someone"),
+            ("--report=/home/someone/r=1.json", "--report=r=1.json"),
+            ("/home/some=one/r.json", "r.json"),
+            ("/home/someone/..", "/"),
+            ("/", "/"),
+            ("demo/in.safetensors", "demo/in.safetensors"),
+            ("--report=out/r.json", "--report=out/r.json"),
+            ("--skip", "--skip"),
+            ("0,0.5", "0,0.5"),
+            ("--report=", "--report="),
+            ("", ""),
+        ] {
+            assert_eq!(without_folders(word), recorded, "{word:?}");
         }
     }
 

@@ -58,7 +58,8 @@ impl Attend {
     }
 }
 
-/// Attends to the listed blocks. Lists hold indices that ascend and that the row may see: the kernel trusts them.
+/// Attends to the listed blocks. Lists hold indices that ascend and that the row may see. The kernel keeps others inside the
+/// buffers, but what such a row attends to is unspecified: only the last block of a list is masked.
 ///
 /// # Errors
 /// As [`Attend::check`], before anything is launched; [`Error::Driver`].

@@ -28,12 +28,13 @@ pub struct PrefillTensors<'a> {
     pub lists: Option<ListTensors<'a>>,
 }
 
-/// Block lists in device memory, as [`super::Plan::upload_lists`] makes them. The kernel trusts their entries.
+/// Block lists in device memory, as [`super::Plan::upload_lists`] makes them. The kernel keeps others inside the buffers; what
+/// a row attends to whose list does not ascend, or holds a block that the row cannot see, is unspecified.
 #[derive(Debug)]
 pub struct ListTensors<'a> {
     /// `[hq, total_qb, stride]`: ascending key blocks of the row's request.
     pub lists: CudaView<'a, i32>,
-    /// `[hq, total_qb]`: entries of each list, at most the stride.
+    /// `[hq, total_qb]`: entries of each list: at most the stride and the blocks that the row can see; below 1, none.
     pub counts: CudaView<'a, i32>,
 }
 

@@ -49,7 +49,10 @@ fn report_and_picture() {
         assert!(number("ms") > 0.0 && number("p10") <= number("ms") && number("ms") <= number("p90"), "{line}");
         let skip = (line["bench"] != "summarize_kv").then_some(0.0);
         assert_eq!(line["skip"].as_f64(), skip, "six blocks are below the dense limit");
-        assert!(line["command"].as_str().unwrap().starts_with("stem prefill"));
+        let command = line["command"].as_str().unwrap();
+        assert!(command.starts_with("stem prefill"));
+        assert!(command.contains("--report r.json") && command.contains("--mask m.svg"), "{command}");
+        assert!(!command.contains(case.dir.path().to_str().unwrap()), "folders of a machine in a record: {command}");
     }
     let picture = std::fs::read_to_string(mask).unwrap();
     assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));

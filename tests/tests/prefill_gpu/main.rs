@@ -4,6 +4,7 @@
 
 mod capture;
 mod graph;
+mod lists;
 mod pipeline;
 mod stages;
 
@@ -73,12 +74,17 @@ impl<'a> Case<'a> {
 
     /// One run into poisoned buffers.
     fn run(&self, backend: &CudaBackend) -> Done {
-        let stream = backend.stream();
         let mut inputs = self.upload(backend);
         let plan = self.plan(backend, &inputs);
         if let Selection::Lists(lists) = self.selection {
-            inputs.set_lists(Some(plan.upload_lists(stream, lists).expect("valid lists")));
+            inputs.set_lists(Some(plan.upload_lists(backend.stream(), lists).expect("valid lists")));
         }
+        self.launch(backend, &plan, &inputs)
+    }
+
+    /// One run into poisoned buffers, on tensors already uploaded.
+    fn launch(&self, backend: &CudaBackend, plan: &Plan, inputs: &DeviceInputs) -> Done {
+        let stream = backend.stream();
         let mut workspace = Workspace::new(stream, plan.workspace_bytes()).expect("workspace");
         buffer::fill_bytes(stream, workspace.buffer_mut(), POISON).expect("poison");
         let rows = self.batch.q_scale.len();
