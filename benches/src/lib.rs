@@ -1,4 +1,7 @@
-//! Inputs of the benches, random N(0, 1) data in e4m3 drawn once per shape, and the records of their stages.
+//! Inputs of the prefill bench, random N(0, 1) data in e4m3 drawn once per shape, the records of its stages, and the rates of
+//! single instructions ([`rates`]).
+
+pub mod rates;
 
 use float8::F8E4M3;
 use rand::{RngExt, SeedableRng, rngs::StdRng};

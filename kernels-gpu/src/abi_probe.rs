@@ -23,6 +23,36 @@ pub struct ProbeParams {
     pub z: i32,
 }
 
+/// Parameter block of the `probe_rate_*` kernels: an instruction streamed by some warpgroups beside others' products.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateParams {
+    /// Device address of the output, u32 `[RATE_WORDS]`: clocks of the 12 warps, products of the 12 warps, and a word of
+    /// each thread that depends on all it computed.
+    pub out: u64,
+    /// Trips of the instruction loop; without instruction warpgroups, batches of [`RATE_BATCH`] products.
+    pub trips: u32,
+    /// Warpgroups that stream the instruction, the first ones: 0 to 2.
+    pub op_warpgroups: u32,
+    /// Warpgroups that run products until warpgroup 0 is done, the last ones: 0 to 2, and at most 3 with the others.
+    pub wgmma_warpgroups: u32,
+    /// Padding; 0.
+    pub reserved: u32,
+}
+
+/// Threads of a `probe_rate_*` kernel.
+pub const RATE_THREADS: u32 = 384;
+/// Registers that a thread of such a kernel streams its instruction over, one round a trip.
+pub const RATE_CHAINS: u32 = 16;
+/// Rounds a trip of `probe_rate_cvt_e4m3x2`, two conversions a register.
+pub const RATE_E4M3_ROUNDS: u32 = 4;
+/// Products (m64n128k32, e4m3) of a warpgroup between two waits.
+pub const RATE_BATCH: u32 = 8;
+/// Warps of such a kernel.
+pub const RATE_WARPS: usize = RATE_THREADS as usize / 32;
+/// Words of the output of such a kernel.
+pub const RATE_WORDS: usize = 2 * RATE_WARPS + RATE_THREADS as usize;
+
 /// Threads of a probe, where its doc says nothing else.
 pub const THREADS: u32 = 128;
 /// Threads of `probe_setmaxnreg`: three warpgroups.
@@ -51,5 +81,7 @@ pub const MATH_WORDS: usize = 6;
 
 const _: () = {
     assert!(core::mem::size_of::<ProbeParams>() == 48);
+    assert!(core::mem::size_of::<RateParams>() == 24);
+    assert!((2 * REGION_BYTES).is_multiple_of(RATE_THREADS * 16));
     assert!(REGION_BYTES >= 136 * 128 && REGION_BYTES.is_multiple_of(THREADS * 16) && REGION_BYTES.is_multiple_of(1024));
 };

@@ -5,6 +5,7 @@ pub mod attend;
 pub mod probe;
 pub mod probe_copy;
 pub mod probe_math;
+pub mod probe_rate;
 pub mod probe_sync;
 pub mod probe_wgmma;
 pub mod select_query_sums;

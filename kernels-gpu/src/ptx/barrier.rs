@@ -35,3 +35,25 @@ pub unsafe fn arrive<const ID: u32, const THREADS: u32>() {
     // SAFETY: the caller's obligation.
     unsafe { asm!("bar.arrive {}, {};", const ID, const THREADS) };
 }
+
+/// As [`sync`]; and every thread learns whether `on` of any of the `THREADS` is not 0.
+/// PTX: `bar.red.or.pred p, ID, THREADS, q`. Called by whole, converged warps.
+///
+/// # Safety
+/// As [`sync`]; all threads of a round come by this function.
+#[inline(always)]
+pub unsafe fn any<const ID: u32, const THREADS: u32>(on: u32) -> bool {
+    const { assert!(ID >= 1 && ID <= 15 && THREADS > 0 && THREADS.is_multiple_of(32)) };
+    let result: u32;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p, q; setp.ne.u32 q, {1}, 0; bar.red.or.pred p, {2}, {3}, q; selp.u32 {0}, 1, 0, p; }}",
+            out(reg32) result,
+            in(reg32) on,
+            const ID,
+            const THREADS
+        );
+    }
+    result != 0
+}

@@ -55,6 +55,13 @@ pub fn bf16x2(lo: f32, hi: f32) -> u32 {
     pure32!(u32, "cvt.rn.bf16x2.f32 {}, {}, {};", hi, lo)
 }
 
+/// Two f32 as packed f16, rounded to nearest even; beyond the range, infinity. PTX: `cvt.rn.f16x2.f32 d, hi, lo`.
+/// Called by any thread.
+#[inline(always)]
+pub fn f16x2(lo: f32, hi: f32) -> u32 {
+    pure32!(u32, "cvt.rn.f16x2.f32 {}, {}, {};", hi, lo)
+}
+
 /// Packed bf16 as two f32 (low half first), exactly: a bf16 is the upper half of an f32. Called by any thread.
 #[inline(always)]
 pub fn bf16x2_to_f32(packed: u32) -> (f32, f32) {

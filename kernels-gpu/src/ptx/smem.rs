@@ -41,6 +41,30 @@ pub unsafe fn st_u32(at: SmemAddr, value: u32) {
     unsafe { asm!("st.shared.u32 [{}], {};", in(reg32) at.0, in(reg32) value) };
 }
 
+/// Loads 32 bits that another thread may store meanwhile, as they are now. PTX: `ld.volatile.shared.u32 d, [a]`. Called by any thread.
+///
+/// # Safety
+/// - `at` is 4-byte aligned and inside the block's shared memory.
+/// - Whoever stores the bytes meanwhile does it with [`st_volatile_u32`], and either value serves.
+#[inline(always)]
+pub unsafe fn ld_volatile_u32(at: SmemAddr) -> u32 {
+    let value: u32;
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("ld.volatile.shared.u32 {}, [{}];", out(reg32) value, in(reg32) at.0) };
+    value
+}
+
+/// Stores 32 bits that other threads may load meanwhile. PTX: `st.volatile.shared.u32 [a], v`. Called by any thread.
+///
+/// # Safety
+/// - `at` is 4-byte aligned and inside the block's shared memory.
+/// - Whoever loads the bytes meanwhile does it with [`ld_volatile_u32`].
+#[inline(always)]
+pub unsafe fn st_volatile_u32(at: SmemAddr, value: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("st.volatile.shared.u32 [{}], {};", in(reg32) at.0, in(reg32) value) };
+}
+
 /// Where `on` is not 0, stores 32 bits. PTX: `@p st.shared.u32 [a], v`. Called by a thread, or by a warp with some lanes `on`.
 ///
 /// # Safety

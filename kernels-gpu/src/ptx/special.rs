@@ -72,6 +72,16 @@ pub fn clock32() -> u32 {
     clock
 }
 
+/// Keeps the loop in whose body this stands from being unrolled: hides the value of its counter from LLVM and tells ptxas.
+/// Returns the counter. PTX: `.pragma "nounroll"`. Called by any thread.
+#[inline(always)]
+pub fn no_unroll(counter: u32) -> u32 {
+    let hidden: u32;
+    // SAFETY: no instruction; the value comes out as it went in.
+    unsafe { asm!(".pragma \"nounroll\"; // {0}", inout(reg32) counter => hidden, options(nomem, nostack)) };
+    hidden
+}
+
 /// [`tid_x`], read again here. LLVM merges plain reads of the register into one value and keeps it alive across whatever
 /// lies between; this one is volatile, for code whose registers are all spoken for. PTX: `mov.u32 d, %tid.x`.
 #[inline(always)]

@@ -6,6 +6,7 @@
 mod copy;
 mod math;
 mod model;
+mod rates;
 mod sync;
 mod wgmma;
 

@@ -27,6 +27,7 @@ pub const TABLE: &[Bounds] = &[
     one("select_topk", 256),
     one("attend_", 384), // one producer and two consumer warpgroups
     one("probe_", 128),
+    one("probe_rate_", 384),      // instructions of one or two warpgroups beside the products of the others
     one("probe_setmaxnreg", 384), // a change of budgets needs three warpgroups to change them between
 ];
 
