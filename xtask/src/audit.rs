@@ -35,7 +35,7 @@ pub type Expected = BTreeMap<String, Histogram>;
 /// When there is no ptxas or no PTX, or the audit finds a problem.
 pub fn run(args: &Args) -> Result<()> {
     let ptxas = ptxas::find_or_fetch(args.ptxas.as_deref(), args.fetch || sh::in_ci())?;
-    println!("ptxas {} ({})", ptxas::version(&ptxas)?, ptxas.display());
+    say!("ptxas {} ({})", ptxas::version(&ptxas)?, ptxas.display());
     let files = hash::files_below(&build_ptx::ptx_dir(), "ptx")?;
     if files.is_empty() {
         bail!("no PTX in host/ptx; run `cargo xtask build-ptx`");
@@ -51,14 +51,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.bless {
         std::fs::write(&table, serde_json::to_string_pretty(&found)? + "\n")?;
-        println!("wrote {}; read its diff: every number must be what the source issues", table.display());
+        say!("wrote {}; read its diff: every number must be what the source issues", table.display());
     } else {
         problems.extend(compare(&expected, &found));
     }
     if !problems.is_empty() {
         bail!("the audit found {} problem(s):\n  {}", problems.len(), problems.join("\n  "));
     }
-    println!("audit: {} kernels, no spill, no serialised wgmma, instruction counts as expected", found.len());
+    say!("audit: {} kernels, no spill, no serialised wgmma, instruction counts as expected", found.len());
     Ok(())
 }
 

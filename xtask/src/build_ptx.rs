@@ -34,18 +34,18 @@ pub fn ptx_dir() -> PathBuf {
 pub fn run(args: &Args) -> Result<()> {
     let may_install = args.install || sh::in_ci();
     if args.check {
-        println!("{}", check(may_install)?);
+        say!("{}", check(may_install)?);
         return Ok(());
     }
     let compiler = toolchain::find_or_install(None, may_install)?;
-    println!("building with {} ({})", compiler.version, compiler.rustc.display());
+    say!("building with {} ({})", compiler.version, compiler.rustc.display());
     let (manifest, families) = generate(&compiler)?;
     if families.is_empty() {
         bail!("kernels-gpu has no entry: nothing to write");
     }
     write(&ptx_dir(), &manifest, &families)?;
     for file in &manifest.files {
-        println!("host/ptx/{}: {}", file.name, file.entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", "));
+        say!("host/ptx/{}: {}", file.name, file.entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", "));
     }
     Ok(())
 }

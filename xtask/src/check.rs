@@ -36,9 +36,9 @@ pub fn run(args: &Args) -> Result<()> {
         let result = step();
         let seconds = start.elapsed().as_secs_f64();
         match result {
-            Ok(()) => println!("check: {name:<18} ok     {seconds:6.1} s"),
+            Ok(()) => say!("check: {name:<18} ok     {seconds:6.1} s"),
             Err(error) => {
-                println!("check: {name:<18} FAILED {seconds:6.1} s\n{error:#}");
+                say!("check: {name:<18} FAILED {seconds:6.1} s\n{error:#}");
                 failed.push(*name);
                 if !args.keep_going {
                     break;
@@ -88,7 +88,7 @@ fn device_lints(compiler: &Compiler) -> std::process::Command {
         cargo.arg("--quiet").env("RUSTC_WORKSPACE_WRAPPER", clippy).env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
         return cargo;
     }
-    println!("no clippy of `{}`: rustc's own lints only (`{}`)", compiler.version, toolchain::install_command());
+    say!("no clippy of `{}`: rustc's own lints only (`{}`)", compiler.version, toolchain::install_command());
     let mut cargo = compiler.cargo("rustc");
     cargo.args(["--quiet", "--", "-Dwarnings"]);
     cargo
@@ -99,6 +99,6 @@ fn rustdoc() -> Result<()> {
 }
 
 fn ptx() -> Result<()> {
-    println!("{}", build_ptx::check(sh::in_ci())?);
+    say!("{}", build_ptx::check(sh::in_ci())?);
     Ok(())
 }

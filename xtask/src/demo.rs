@@ -42,8 +42,8 @@ pub fn run(args: &Args) -> Result<()> {
             &out("mask.svg"),
         ])
         .args(&args.extra);
-    println!("$ {}", sh::shown(&cargo));
+    say!("$ {}", sh::shown(&cargo));
     sh::run(&mut cargo)?;
-    println!("output, report and the picture of the block mask are in {OUT}/");
+    say!("output, report and the picture of the block mask are in {OUT}/");
     Ok(())
 }

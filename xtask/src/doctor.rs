@@ -24,9 +24,9 @@ pub fn run() -> Result<()> {
     let mut vital = 0;
     for f in &findings {
         match &f.state {
-            Ok(found) => println!("found    {:<22} {found}", f.what),
+            Ok(found) => say!("found    {:<22} {found}", f.what),
             Err(cure) => {
-                println!("missing  {:<22} {} needs it: {cure}", f.what, f.wanted_by);
+                say!("missing  {:<22} {} needs it: {cure}", f.what, f.wanted_by);
                 vital += u32::from(f.vital);
             }
         }

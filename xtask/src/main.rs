@@ -1,6 +1,15 @@
 //! Workspace automation: `cargo xtask <command>`. This package depends on no other package of the workspace, so that it
 //! builds and runs when they do not.
 
+/// `println!` that leaves a reader who has hung up (`| head`) in peace: `println!` panics there.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        // Nobody is left to tell.
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod audit;
 mod build_ptx;
 mod check;

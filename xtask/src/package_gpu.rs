@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     write_script(&out.join(MARK))?;
-    println!("{}: {:.1} MiB; run {}/{MARK} on the GPU machine", out.display(), size as f64 / (1 << 20) as f64, args.out.display());
+    say!("{}: {:.1} MiB; run {}/{MARK} on the GPU machine", out.display(), size as f64 / (1 << 20) as f64, args.out.display());
     if size > LIMIT {
         bail!("the folder is larger than {} MiB", LIMIT >> 20);
     }

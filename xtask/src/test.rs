@@ -41,12 +41,12 @@ pub fn run(args: &Args) -> Result<()> {
             cpu()?;
             match ptx_lacks() {
                 None => ptx()?,
-                Some(reason) => println!("tier ptx: skipped: {reason}"),
+                Some(reason) => say!("tier ptx: skipped: {reason}"),
             }
             if has_gpu() {
                 gpu()?;
             } else {
-                println!("tier gpu: skipped: no NVIDIA GPU here");
+                say!("tier gpu: skipped: no NVIDIA GPU here");
             }
             Ok(())
         }
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn cpu() -> Result<()> {
-    println!("tier cpu");
+    say!("tier cpu");
     sh::run(sh::cargo().args(["test", "--workspace", "--locked"])).context("tier cpu")
 }
 
@@ -66,13 +66,13 @@ fn ptx_lacks() -> Option<String> {
 }
 
 fn ptx() -> Result<()> {
-    println!("tier ptx");
-    println!("{}", build_ptx::check(sh::in_ci()).context("tier ptx")?);
+    say!("tier ptx");
+    say!("{}", build_ptx::check(sh::in_ci()).context("tier ptx")?);
     audit::run(&audit::Args::default()).context("tier ptx")
 }
 
 fn gpu() -> Result<()> {
-    println!("tier gpu");
+    say!("tier gpu");
     // STEM_ATTN_REQUIRE_GPU: a test that finds no usable GPU fails instead of skipping.
     let mut cargo = sh::cargo();
     cargo.env("STEM_ATTN_REQUIRE_GPU", "1").args([

@@ -11,7 +11,7 @@ pub fn run() -> Result<()> {
     rows.extend(gpu());
     #[cfg(feature = "cuda")]
     rows.extend(ptx(crate::ptx::MANIFEST));
-    println!("{}", table::facts(&rows));
+    say!("{}", table::facts(&rows));
     Ok(())
 }
 

@@ -2,6 +2,15 @@
 //!
 //! Not part of the library's interface; public so that the binary can call [`main`].
 
+/// `println!` that leaves a reader who has hung up (`| head`) in peace: `println!` panics there.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        // Nobody is left to tell.
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod accuracy;
 mod args;
 mod bench;

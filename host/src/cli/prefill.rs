@@ -65,7 +65,7 @@ pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
     }
     progress.step();
     drop(progress);
-    println!("{}", run.table());
+    say!("{}", run.table());
     Ok(())
 }
 

@@ -99,6 +99,19 @@ fn info_succeeds_everywhere() {
 }
 
 #[test]
+fn a_reader_who_hangs_up_is_no_panic() {
+    let mut child = std::process::Command::new(crate::stem())
+        .arg("info")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("run stem");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("wait for stem");
+    assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn cuda_and_cpu_agree() {
     if !has_gpu() {
         println!("skipped: `stem info` finds no usable GPU");

@@ -74,7 +74,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         }
     }
     drop(progress);
-    println!(
+    say!(
         "{}: {}, {} query and {} KV heads, pages of {} tokens in random order",
         args.bench.name(),
         machine.describe(),
@@ -82,7 +82,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         args.hkv,
         args.page
     );
-    println!(
+    say!(
         "{}",
         table::grid(
             &["tokens", "history", "blocks", "kept", "ms", "p10", "p90", "TFLOP/s sel.", "dense-eq.", "MHz", "W", "checked"],
@@ -93,7 +93,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "cpu" => "by the wall clock of the CPU reference, which is no yardstick".to_owned(),
         _ => format!("by CUDA events after {} ms of warm-up, L2 warm (every launch reads the same buffers)", WARM_UP.as_millis()),
     };
-    println!(
+    say!(
         "Median of {} launches {clock}. N(0, 1) e4m3 data, scales 1.\n\
          TFLOP/s count visible (query, key) pairs, 4 x 128 each: those in kept blocks, and all of them.",
         args.repeat
