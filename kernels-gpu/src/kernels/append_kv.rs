@@ -27,6 +27,10 @@ pub unsafe extern "gpu-kernel" fn append_kv_bf16_d128(p: AppendKvParams) {
     unsafe { append(&p) }
 }
 
+/// The kernel's body.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn append(p: &AppendKvParams) {
     let (lane, row) = (special::tid_x() % LANES, (special::tid_x() / LANES) as i32);

@@ -12,7 +12,7 @@ use crate::pipeline::ring::{Cursor, Ring};
 use crate::ptx::SmemAddr;
 use crate::ptx::tma::{TensorMap, TensorMapPtr};
 use crate::ptx::{barrier, math, mbarrier, regs, smem, special, tma, warp, wgmma};
-use crate::tile::epilogue::{RowPair, store_rows};
+use crate::tile::epilogue::{RowPair, store_lse, store_rows};
 use crate::tile::mma::{Output, Probabilities, Scores, issue_pv, issue_qk, q_rows};
 use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack};
 
@@ -75,6 +75,10 @@ pub unsafe extern "gpu-kernel" fn attend_fp8_d128(p: AttendParams, _q_map: Tenso
     unsafe { attend(&p, q_map, k_map) }
 }
 
+/// The kernel's body: barriers, then roles.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     let shared = Shared::new();
@@ -138,6 +142,9 @@ unsafe fn locate(p: &AttendParams) -> Work {
 }
 
 /// Key block number `i` of the walk.
+///
+/// # Safety
+/// `0 <= i < work.count`.
 #[inline(always)]
 unsafe fn key_block(work: &Work, i: i32) -> i32 {
     let at = work.count - 1 - i;
@@ -152,6 +159,9 @@ unsafe fn key_block(work: &Work, i: i32) -> i32 {
 }
 
 /// The producer warp: Q once, then K boxes and one V tile for every key block. Lane n carries box n of a K tile.
+///
+/// # Safety
+/// Called by the whole first warp; the rings are initialised; the host checked what `p` and the maps name.
 #[inline(always)]
 unsafe fn produce(p: &AttendParams, shared: Shared, work: &Work, q_map: TensorMapPtr, k_map: TensorMapPtr, lane: u32) {
     let leader = (lane == 0) as u32;
@@ -225,7 +235,8 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
         let out = p.out + (work.head as u64) * (HEAD_DIM as u64 * 2);
         store_rows(&output, [factor(sum[0]), factor(sum[1])], out, rows, thread % 32);
         if p.lse != 0 && thread % 4 == 0 {
-            store_lse(p, &work, rows, [log_sum(&softmax, sum, 0), log_sum(&softmax, sum, 1)]);
+            let lse = [log_sum(&softmax, sum, 0), log_sum(&softmax, sum, 1)];
+            store_lse(p.lse, p.hq as u32, work.head, rows, lse);
         }
     }
 }
@@ -256,6 +267,9 @@ fn log_sum(softmax: &OnlineSoftmax, sum: [f32; 2], k: usize) -> f32 {
 }
 
 /// Raw score to base-2 logit for the thread's two rows; 1 for rows that are not the request's.
+///
+/// # Safety
+/// Valid rows lie inside `q_scale`.
 #[inline(always)]
 unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
     // SAFETY: valid rows lie inside `q_scale`; the K scale is per tensor or per head.
@@ -276,6 +290,9 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
 }
 
 /// The main loop: while the tensor core computes S(i+1) and P(i) V(i), turn S into P.
+///
+/// # Safety
+/// All threads of the warpgroup call it converged; the rings are initialised; `work.count > 0`.
 #[inline(always)]
 unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u32, output: &mut Output, softmax: &mut OnlineSoftmax) {
     let signal = (thread == 0) as u32;
@@ -325,23 +342,5 @@ unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u
         let product = issue_pv(&probabilities, shared.v_tile(Cursor::at(i as u32 - 1)), tile);
         wgmma::wait::<0>();
         output.rescale_add(factor, &product.landed());
-    }
-}
-
-/// Writes the log-sum-exp of the thread's rows.
-///
-/// # Safety
-/// Valid rows lie inside `lse`.
-#[inline(always)]
-unsafe fn store_lse(p: &AttendParams, work: &Work, rows: RowPair, lse: [f32; 2]) {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        let at = (p.lse as *mut f32).offset((rows.first * p.hq as u32 as i64 + work.head as i64) as isize);
-        if rows.valid[0] {
-            *at = lse[0];
-        }
-        if rows.valid[1] {
-            *at.offset(8 * p.hq as u32 as isize) = lse[1];
-        }
     }
 }

@@ -22,6 +22,10 @@ pub unsafe extern "gpu-kernel" fn select_query_sums(p: QuerySumsParams) {
     unsafe { query_sums(&p) }
 }
 
+/// The kernel's body.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn query_sums(p: &QuerySumsParams) {
     let (chunk, r) = (special::tid_x() % 8, special::tid_x() / 8);

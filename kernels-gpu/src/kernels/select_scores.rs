@@ -40,6 +40,10 @@ struct Tile {
     key: i32,
 }
 
+/// The kernel's body.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn scores(p: &ScoresParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     let thread = special::tid_x();
@@ -58,6 +62,10 @@ unsafe fn scores(p: &ScoresParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     }
 }
 
+/// Finds the block's tile.
+///
+/// # Safety
+/// The block's coordinates lie in the grid the host sized from these arrays.
 #[inline(always)]
 unsafe fn locate(p: &ScoresParams) -> Tile {
     let z = special::ctaid_z() as i32;
@@ -89,6 +97,9 @@ fn full(shared: SmemAddr, step: u32) -> SmemAddr {
 
 /// Where `on` is 1, starts the copies of step `step`. Rows past the end of the tensors arrive as zeros; rows of another
 /// request arrive as they are, and their products are not stored.
+///
+/// # Safety
+/// The stage's barrier is initialised and its last product finished; the maps are the host's.
 #[inline(always)]
 unsafe fn fetch(tile: &Tile, q_map: TensorMapPtr, k_map: TensorMapPtr, shared: SmemAddr, step: u32, on: u32) {
     let (at, bar, k) = (stage(shared, step), full(shared, step), (step * STEP) as i32);
@@ -101,6 +112,9 @@ unsafe fn fetch(tile: &Tile, q_map: TensorMapPtr, k_map: TensorMapPtr, shared: S
 }
 
 /// The product: rows 0..64 of the tile in the first accumulator, 64..128 in the second.
+///
+/// # Safety
+/// All threads of the block call it, converged; the maps are the host's.
 #[inline(always)]
 unsafe fn multiply(tile: &Tile, q_map: TensorMapPtr, k_map: TensorMapPtr, thread: u32) -> [[f32; 64]; 2] {
     let shared = smem::base();
@@ -142,6 +156,9 @@ unsafe fn multiply(tile: &Tile, q_map: TensorMapPtr, k_map: TensorMapPtr, thread
 }
 
 /// Scales, adds the value term, rounds, and stores the scores of the request's own blocks.
+///
+/// # Safety
+/// The host checked the arrays that `p` names for the tile's request.
 #[inline(always)]
 unsafe fn store(p: &ScoresParams, tile: &Tile, acc: &[[f32; 64]; 2], thread: u32) {
     let thread = thread as usize;

@@ -21,6 +21,10 @@ pub unsafe extern "gpu-kernel" fn select_topk(p: TopkParams) {
     unsafe { topk(&p) }
 }
 
+/// The kernel's body.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn topk(p: &TopkParams) {
     let thread = special::tid_x();
@@ -46,6 +50,9 @@ unsafe fn topk(p: &TopkParams) {
 }
 
 /// Which ranked blocks stay.
+///
+/// # Safety
+/// All threads of the block call it with the same row and budget; the row lies inside the scores.
 #[inline(always)]
 unsafe fn threshold(scores: ScoreRow, budget: i32, keep_all_ties: bool, thread: u32) -> Threshold {
     if budget >= scores.row.ranked() {
@@ -65,6 +72,9 @@ unsafe fn threshold(scores: ScoreRow, budget: i32, keep_all_ties: bool, thread: 
 }
 
 /// Writes the kept blocks in ascending order, as far as `capacity` goes; returns how many there are.
+///
+/// # Safety
+/// All threads of the block call it with the same arguments; `list` holds `capacity` entries.
 #[inline(always)]
 unsafe fn write_list(scores: ScoreRow, threshold: Threshold, list: u64, capacity: u32, thread: u32) -> u32 {
     let lane = thread % 32;

@@ -35,6 +35,9 @@ struct Norms {
 
 impl Norms {
     /// The sum of `term` over all counted runs, for every thread.
+    ///
+    /// # Safety
+    /// All threads of the block call it; `scratch` is unused; the runs lie inside their array.
     #[inline(always)]
     unsafe fn sum(self, term: impl Fn(f64) -> f64, scratch: u32, thread: u32) -> f64 {
         let mut sum = 0.0;
@@ -51,6 +54,10 @@ impl Norms {
     }
 }
 
+/// The kernel's body.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn value_bias(p: &ValueBiasParams) {
     let thread = special::tid_x();

@@ -29,6 +29,10 @@ pub unsafe extern "gpu-kernel" fn summarize_kv_fp8_d128(p: SummarizeKvParams) {
     unsafe { summarize(&p) }
 }
 
+/// The kernel's body.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn summarize(p: &SummarizeKvParams) {
     let thread = special::tid_x();
@@ -65,6 +69,9 @@ unsafe fn summarize(p: &SummarizeKvParams) {
 }
 
 /// Where token `r` of each run of key block `index` lives. Tokens past the request's last exist nowhere.
+///
+/// # Safety
+/// `index` is one of the key blocks that the host put into the arrays.
 #[inline(always)]
 unsafe fn locate(p: &SummarizeKvParams, index: i64, r: u32) -> [Slot; 8] {
     let mut slots = [Slot { page: 0, in_page: 0, exists: false }; 8];
@@ -83,6 +90,9 @@ unsafe fn locate(p: &SummarizeKvParams, index: i64, r: u32) -> [Slot; 8] {
 }
 
 /// The thread's 16 bytes of its eight tokens; zeros for those that do not exist.
+///
+/// # Safety
+/// `offset` leads every slot into the pool at `base`, 16-byte aligned.
 #[inline(always)]
 unsafe fn load(base: u64, slots: &[Slot; 8], offset: impl Fn(Slot) -> i64) -> Rows {
     let mut rows = [[0; 4]; 8];
@@ -94,6 +104,9 @@ unsafe fn load(base: u64, slots: &[Slot; 8], offset: impl Fn(Slot) -> i64) -> Ro
 }
 
 /// Largest squared norm, in codes, of the warp's four tokens of run `chunk` (every lane ends up with one run).
+///
+/// # Safety
+/// Called by whole warps, converged (shuffles).
 #[inline(always)]
 unsafe fn warp_norm(v: &Rows, chunk: u32) -> f32 {
     let mut mine = 0.0;
@@ -109,6 +122,9 @@ unsafe fn warp_norm(v: &Rows, chunk: u32) -> f32 {
 }
 
 /// Largest squared norm of run `run`, from the four warps' shares.
+///
+/// # Safety
+/// The four warps' shares were written before a block barrier.
 #[inline(always)]
 unsafe fn run_norm(shared: SmemAddr, run: u32) -> f32 {
     let mut largest = 0.0;
@@ -120,6 +136,9 @@ unsafe fn run_norm(shared: SmemAddr, run: u32) -> f32 {
 }
 
 /// Transposes and stores piece `pass` of the thread: one run of tokens for four dimensions.
+///
+/// # Safety
+/// The block's values were staged before a block barrier; `tile` is the block's 16 KiB of output.
 #[inline(always)]
 unsafe fn store_transposed(shared: SmemAddr, tile: u64, thread: u32, pass: u32) {
     let unit = unit(thread, pass);

@@ -38,4 +38,22 @@ pub unsafe fn store_rows(o: &Output, factor: [f32; 2], base: u64, rows: RowPair,
     }
 }
 
+/// Writes the log-sum-exp of the thread's rows to `[rows, hq]` f32 at `base`.
+///
+/// # Safety
+/// Every valid row lies inside the array.
+#[inline(always)]
+pub unsafe fn store_lse(base: u64, hq: u32, head: i32, rows: RowPair, lse: [f32; 2]) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let at = (base as *mut f32).offset((rows.first * hq as i64 + head as i64) as isize);
+        if rows.valid[0] {
+            *at = lse[0];
+        }
+        if rows.valid[1] {
+            *at.offset(8 * hq as isize) = lse[1];
+        }
+    }
+}
+
 const _: () = assert!(HEAD_DIM == 16 * 8, "sixteen groups of eight columns make a row");

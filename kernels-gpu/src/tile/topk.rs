@@ -68,6 +68,9 @@ pub unsafe fn radix_select(scores: ScoreRow, budget: u32, histograms: SmemAddr, 
 }
 
 /// Adds to `bins` the digits at `shift` of all ranked blocks whose key agrees with `prefix` in the `decided` bits.
+///
+/// # Safety
+/// The row lies inside the scores; `bins` are 256 zeroed words since a block barrier.
 #[inline(always)]
 unsafe fn count_digits(scores: ScoreRow, prefix: u32, decided: u32, shift: u32, bins: SmemAddr, thread: u32) {
     let mut base = 0;
@@ -85,6 +88,9 @@ unsafe fn count_digits(scores: ScoreRow, prefix: u32, decided: u32, shift: u32, 
 
 /// The digit of the block at `rank` (from 1, best first) and its rank among the blocks with that digit. Every warp finds
 /// it for itself: lane l looks through bins 8 l .. 8 l + 8.
+///
+/// # Safety
+/// Called by whole warps, converged; `bins` are complete since a block barrier.
 #[inline(always)]
 unsafe fn find_digit(bins: SmemAddr, rank: u32, lane: u32) -> (u32, u32) {
     // SAFETY: whole warps, converged; 32 bytes a lane inside the histogram.
