@@ -251,7 +251,8 @@ pub struct TopkParams {
 }
 
 /// `attend_fp8_d128` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K pages).
-/// Grid (hq, total_qb), [`crate::config::attend::THREADS`] threads. Block y handles query block `total_qb - 1 - y`: the longest rows first.
+/// Grid (up to one block a multiprocessor), [`crate::config::attend::THREADS`] threads. Persistent: of the `hq * total_qb` items, from the
+/// longest rows to the shortest, every block takes one of each round (`pipeline::work`). `hq * total_qb` fits i32.
 ///
 /// Tensor map of Q: u8, 3D `[128, hq, total_q]`, box `[128, 1, 128]`, 128-byte swizzle, zero fill.
 /// Tensor map of K: u8, 4D `[128, page_size, hkv, pages]`, box `[128, min(page_size, 128), 1, 1]`, 128-byte swizzle, zero fill.

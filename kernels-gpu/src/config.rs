@@ -29,25 +29,31 @@ pub mod attend {
     pub const CONSUMERS: u32 = 2;
     /// K/V stages in shared memory. Four tiles of 2 x 16 KiB hide about 8,000 clocks of page look-up and L2 latency.
     pub const STAGES: u32 = 4;
-    /// Registers a producer thread keeps: it holds addresses only.
-    pub const PRODUCER_REGS: u32 = 24;
+    /// Q tiles: one in use, one loaded ahead for the row of blocks that comes next.
+    pub const Q_STAGES: u32 = 2;
+    /// Registers a producer thread keeps: addresses, and the look-ups of the item that comes next. With 24 it spills.
+    pub const PRODUCER_REGS: u32 = 40;
     /// Registers a consumer thread gets: 64 scores, 64 output, 64 fresh accumulator, 16 packed P and bookkeeping.
-    /// 128 * 24 + 256 * 240 = 64,512 of the 65,536 registers of an SM.
-    pub const CONSUMER_REGS: u32 = 240;
+    /// 128 * 40 + 256 * 232 = 64,512 of the 65,536 registers of an SM.
+    pub const CONSUMER_REGS: u32 = 232;
 
     /// Where things lie in dynamic shared memory. Tiles come first: the 128-byte swizzle wants 1,024-byte alignment.
     pub mod smem {
-        use super::{super::TILE_BYTES, STAGES};
-        /// The Q tile.
+        use super::{super::TILE_BYTES, Q_STAGES, STAGES};
+        /// Q stages.
         pub const Q: u32 = 0;
         /// K stages.
-        pub const K: u32 = Q + TILE_BYTES as u32;
+        pub const K: u32 = Q + Q_STAGES * TILE_BYTES as u32;
         /// Transposed V stages.
         pub const V: u32 = K + STAGES * TILE_BYTES as u32;
-        /// Barrier of the Q tile.
-        pub const Q_FULL: u32 = V + STAGES * TILE_BYTES as u32;
-        /// Barriers of the K ring: full and empty of each stage.
-        pub const K_RING: u32 = Q_FULL + 8;
+        /// What the consumers need to know of each Q stage: the scales of its 128 rows, then a [`crate::pipeline::work`] slot.
+        pub const WORK: u32 = V + STAGES * TILE_BYTES as u32;
+        /// Bytes of one of them.
+        pub const WORK_STAGE: u32 = 128 * 4 + 64;
+        /// Barriers of the Q ring: full and empty of each stage.
+        pub const Q_RING: u32 = WORK + Q_STAGES * WORK_STAGE;
+        /// Barriers of the K ring.
+        pub const K_RING: u32 = Q_RING + 16 * Q_STAGES;
         /// Barriers of the V ring.
         pub const V_RING: u32 = K_RING + 16 * STAGES;
         /// Bytes of dynamic shared memory.

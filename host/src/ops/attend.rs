@@ -1,6 +1,6 @@
 //! `attend`: block-sparse and dense attention.
 
-use super::{Launcher, Lists, Paged, Scales, Span, int};
+use super::{Launcher, Lists, Paged, Scales, Span, int, product};
 use crate::driver::{Arg, ElementType, Launch, Swizzle, TensorMap, TensorMapDesc};
 use crate::error::{Error, Result};
 use float8::F8E4M3;
@@ -68,7 +68,10 @@ pub fn attend(at: &Launcher<'_>, args: &Attend) -> Result<()> {
     let geometry = at.geometry.host();
     let (hq, hkv) = (at.heads.hq, at.heads.hkv);
     let [k_scale_stride, v_scale_stride] = args.scales.strides(hkv)?;
-    let grid = Launch::grid(hq, geometry.total_qb(), 1);
+    // A persistent grid: one block a multiprocessor, each with every sm_count-th item.
+    let items = product("query blocks and heads", &[hq, geometry.total_qb()])?;
+    int("query blocks and heads", items)?;
+    let grid = Launch::grid(items.min(at.kernels.sm_count()), 1, 1);
     if grid.is_empty() {
         // An empty tensor has no map.
         return Ok(());

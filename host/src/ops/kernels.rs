@@ -19,6 +19,11 @@ pub struct Kernels {
 }
 
 impl Kernels {
+    /// Multiprocessors of the GPU they are loaded on: the size of a persistent grid.
+    pub(super) fn sm_count(&self) -> usize {
+        self.device.info().sm_count as usize
+    }
+
     /// Compiles and loads them. Takes seconds the first time on a machine; the driver caches the result.
     ///
     /// # Errors

@@ -112,7 +112,7 @@ fn check_grids(geometry: &Geometry, heads: Heads) -> Result<()> {
         ("append_kv and query sums", Launch::grid(geometry.total_qb(), heads.hq, 1)),
         ("value bias", Launch::grid(batch, heads.hkv, 1)),
         ("scores", Launch::grid(geometry.max_kb.div_ceil(tile), geometry.max_qb.div_ceil(tile), batch.saturating_mul(heads.hq))),
-        ("attend", Launch::grid(heads.hq, geometry.total_qb(), 1)),
+        ("attend's query blocks and heads", Launch::grid(geometry.total_qb().saturating_mul(heads.hq), 1, 1)),
     ] {
         grid.validate(kernel)?;
     }

@@ -1,14 +1,16 @@
 //! `attend_fp8_d128`: FP8 block-sparse and dense attention over a paged KV cache.
 //!
-//! One block computes 128 query rows of one head. A producer warp walks the row's list of key blocks from its end (the
-//! diagonal block, the only one that needs a mask, comes first), turns each into page boxes of K and one bulk copy of the
-//! transposed V tile, and fills two rings. Two consumer warpgroups of 64 rows each run
+//! A persistent grid: each block works through items of 128 query rows of one head. A producer warp walks an item's list
+//! of key blocks from its end (the diagonal block, the only one that needs a mask, comes first), turns each into page
+//! boxes of K and one bulk copy of the transposed V tile, and fills rings that run on from item to item: the next item's Q,
+//! scales and first tiles are there when the consumers come to it. Two consumer warpgroups of 64 rows each run
 //! `S(i+1) = Q K(i+1)` and `O += P(i) V(i)` on the tensor core while they turn S into P in registers.
 
-use crate::abi::{AttendParams, QueryBlock, Request};
-use crate::config::attend::{CONSUMER_REGS, CONSUMERS, PRODUCER_REGS, STAGES, smem as map};
+use crate::abi::AttendParams;
+use crate::config::attend::{CONSUMER_REGS, CONSUMERS, PRODUCER_REGS, Q_STAGES, STAGES, smem as map};
 use crate::config::{BLOCK, HEAD_DIM, P_SCALE_LOG2, TILE_BYTES};
 use crate::pipeline::ring::{Cursor, Ring};
+use crate::pipeline::work::{Item, Slot, item};
 use crate::ptx::SmemAddr;
 use crate::ptx::tma::{TensorMap, TensorMapPtr};
 use crate::ptx::{barrier, math, mbarrier, regs, smem, special, tma, warp, wgmma};
@@ -19,25 +21,11 @@ use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack};
 const TILE: u32 = TILE_BYTES as u32;
 const LN_2: f32 = core::f32::consts::LN_2;
 
-/// What this block works on.
-#[derive(Clone, Copy)]
-struct Work {
-    head: i32,
-    kv_head: i32,
-    row: QueryBlock,
-    request: Request,
-    /// Key blocks the row may see.
-    visible: i32,
-    /// Key blocks to attend to, walked from index `count - 1` down to 0.
-    count: i32,
-    /// Address of the row's list, or 0: block index = list index.
-    list: u64,
-}
-
 /// Shared-memory rings and tiles.
 #[derive(Clone, Copy)]
 struct Shared {
     base: SmemAddr,
+    q: Ring<Q_STAGES>,
     k: Ring<STAGES>,
     v: Ring<STAGES>,
 }
@@ -46,11 +34,20 @@ impl Shared {
     #[inline(always)]
     fn new() -> Self {
         let base = smem::base();
-        Self { base, k: Ring::at(base.offset(map::K_RING)), v: Ring::at(base.offset(map::V_RING)) }
+        let ring = |at| base.offset(at);
+        Self { base, q: Ring::at(ring(map::Q_RING)), k: Ring::at(ring(map::K_RING)), v: Ring::at(ring(map::V_RING)) }
     }
     #[inline(always)]
-    fn q_full(self) -> SmemAddr {
-        self.base.offset(map::Q_FULL)
+    fn q_tile(self, at: Cursor<Q_STAGES>) -> SmemAddr {
+        self.base.offset(map::Q + at.stage() * TILE)
+    }
+    #[inline(always)]
+    fn scales(self, at: Cursor<Q_STAGES>) -> SmemAddr {
+        self.base.offset(map::WORK + at.stage() * map::WORK_STAGE)
+    }
+    #[inline(always)]
+    fn slot(self, at: Cursor<Q_STAGES>) -> Slot {
+        Slot(self.scales(at).offset(BLOCK as u32 * 4))
     }
     #[inline(always)]
     fn k_tile(self, at: Cursor<STAGES>) -> SmemAddr {
@@ -90,7 +87,8 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     if tid == 0 {
         // SAFETY: one thread, before the block barrier below.
         unsafe {
-            mbarrier::init(shared.q_full(), 1);
+            // Each warp gives an item back for itself: all of its lanes read the slot.
+            shared.q.init(CONSUMERS * 4);
             shared.k.init(CONSUMERS);
             shared.v.init(CONSUMERS);
             mbarrier::init_fence();
@@ -102,9 +100,7 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
         if warpgroup == 0 {
             regs::setmaxnreg_dec::<PRODUCER_REGS>();
             if tid < 32 {
-                // Each role finds the work for itself: values that live across the split would cost the producer, with its
-                // few registers, a spill.
-                produce(p, shared, &locate(p), q_map, k_map, tid);
+                produce(p, shared, q_map, k_map);
             }
         } else {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
@@ -113,180 +109,136 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     }
 }
 
-/// Finds the block's work. The longest rows (the end of a causal prompt) start first, so the tail of the grid is short
-/// rows; the heads of one query block run side by side and share their KV tiles in L2.
-///
-/// # Safety
-/// The block's coordinates lie in the grid the host sized from these arrays.
+/// The producer warp, over all items of the block.
 #[inline(always)]
-unsafe fn locate(p: &AttendParams) -> Work {
-    let head = special::ctaid_x() as i32;
-    let index = p.total_qb - 1 - special::ctaid_y() as i32;
-    // SAFETY: index < total_qb; the host checked the arrays.
+unsafe fn produce(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, k_map: TensorMapPtr) {
+    let (mut k, mut tile) = (0, 0);
+    // SAFETY: barriers are initialised; every stage is waited for before it is overwritten; addresses come from arrays
+    // whose extents the host checked; rows outside a tensor are zero-filled by the copy engine.
     unsafe {
-        let row = *(p.query_blocks as *const QueryBlock).add(index as usize);
-        let request = *(p.requests as *const Request).add(row.request as usize);
-        let at = (head as i64) * (p.total_qb as i64) + index as i64;
-        let visible = if p.causal != 0 { (row.block + 1).min(request.kb_len) } else { request.kb_len };
-        let (count, list) = if p.lists == 0 {
-            (visible, 0)
-        } else {
-            // Lists may come straight from device memory, unseen by the host: what they say is kept inside the row's arrays.
-            let most = if visible < p.list_stride { visible } else { p.list_stride };
-            let count = *(p.counts as *const i32).offset(at as isize);
-            (if count < most { count } else { most }, p.lists + (at * p.list_stride as i64 * 4) as u64)
-        };
-        core::hint::assert_unchecked(p.group > 0);
-        Work { head, kv_head: head / p.group, row, request, visible, count, list }
+        while let Some(n) = item(p, k) {
+            // Read again for every item: what hangs on the lane is cheaper to find anew than to keep in 40 registers.
+            let lane = special::tid_x_again();
+            let leader = (lane == 0) as u32;
+            let work = Item::locate(p, n);
+            let at = Cursor::at(k);
+            shared.q.wait_empty(at);
+            put_scales(p, &work, shared.scales(at), lane);
+            shared.slot(at).fill(p, &work, leader);
+            warp::sync();
+            let any = leader & (work.count > 0) as u32;
+            mbarrier::expect_tx_if(shared.q.full(at), if work.count > 0 { TILE } else { 0 }, leader);
+            tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], any);
+            load_tiles(p, shared, &work, k_map, tile);
+            tile += work.count as u32;
+            k += 1;
+        }
     }
 }
 
-/// Key block number `i` of the walk.
-///
-/// # Safety
-/// `0 <= i < work.count`.
+/// Writes the scales of the tile's 128 rows: raw score to base-2 logit. Rows that are not the request's repeat a neighbour's.
 #[inline(always)]
-unsafe fn key_block(work: &Work, i: i32) -> i32 {
-    let at = work.count - 1 - i;
-    if work.list == 0 {
-        at
-    } else {
-        // SAFETY: 0 <= at < count, which is no more than the list's capacity.
-        let j = unsafe { *(work.list as *const i32).offset(at as isize) };
-        // A block the row cannot see becomes one that it can.
-        if (j as u32) < work.visible as u32 { j } else { work.visible - 1 }
+unsafe fn put_scales(p: &AttendParams, item: &Item, scales: SmemAddr, lane: u32) {
+    // SAFETY: rows from..to lie inside `q_scale`; the K scale is per tensor or per head; the stage is the producer's.
+    unsafe {
+        let k = *(p.k_scale as *const f32).offset((item.kv_head * p.k_scale_stride) as isize) * p.softmax_scale_log2;
+        let [from, to] = item.rows();
+        let mut to_write = lane;
+        while to_write < BLOCK as u32 {
+            let row = to_write as i32;
+            let row = if row < from { from } else { row };
+            let row = if row < to { row } else { to - 1 };
+            let at = (item.tile_row() + row) as u32 as i64 * p.hq as u32 as i64 + item.head as u32 as i64;
+            let scale = *(p.q_scale as *const f32).offset(at as isize) * k;
+            // Not 0, also where tiny scales underflow: times the minus infinity of a masked column that would be NaN.
+            smem::st_f32(scales.offset(4 * to_write), math::fmax(scale, f32::MIN_POSITIVE));
+            to_write += 32;
+        }
     }
 }
 
-/// The producer warp: Q once, then K boxes and one V tile for every key block. Lane n carries box n of a K tile.
-///
-/// # Safety
-/// Called by the whole first warp; the rings are initialised; the host checked what `p` and the maps name.
+/// K boxes and one V tile for every key block of an item, into the rings from position `tile` on. Lane n carries box n of
+/// a K tile.
 #[inline(always)]
-unsafe fn produce(p: &AttendParams, shared: Shared, work: &Work, q_map: TensorMapPtr, k_map: TensorMapPtr, lane: u32) {
+unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: TensorMapPtr, tile: u32) {
+    let lane = special::tid_x_again();
     let leader = (lane == 0) as u32;
-    let page_log2 = p.page_size_log2 as u32;
+    let page_log2 = math::here(p.page_size_log2) as u32;
     let box_log2 = if page_log2 < 7 { page_log2 } else { 7 };
     let boxes = (BLOCK as u32) >> box_log2;
     let carries = (lane < boxes) as u32;
     // Lanes without a box repeat the first one's address arithmetic and issue nothing.
     let my_box = if lane < boxes { lane } else { 0 };
-    let any_rows = (work.count > 0) as u32;
-    let table = p.page_table + (work.row.request as i64 * p.table_stride as i64 * 4) as u64;
-    let tile_stride = p.hkv as i64 * TILE as i64;
-    let v_tiles = p.v_tiles + (work.request.kb_start as i64 * tile_stride + work.kv_head as i64 * TILE as i64) as u64;
-    let q_row = work.request.q_start + (work.row.block * BLOCK as i32 - (work.request.kv_len - work.request.q_len));
-    // SAFETY: barriers are initialised; every stage is waited for before it is overwritten; addresses come from arrays
-    // whose extents the host checked; rows outside a tensor are zero-filled by the copy engine.
+    let table = p.page_table + (item.row.request as u32 as i64 * p.table_stride as u32 as i64 * 4) as u64;
+    let tile_stride = math::here(p.hkv) as u32 as i64 * TILE as i64;
+    let v_tiles = p.v_tiles + (item.request.kb_start as u32 as i64 * tile_stride + item.kv_head as u32 as i64 * TILE as i64) as u64;
+    let mut i = 0;
+    // SAFETY: as in `produce`.
     unsafe {
-        mbarrier::expect_tx_if(shared.q_full(), TILE, leader & any_rows);
-        tma::load_3d_if(shared.base.offset(map::Q), q_map, shared.q_full(), [0, work.head, q_row], leader & any_rows);
-        let mut i = 0;
-        while i < work.count {
-            let at = Cursor::at(i as u32);
-            let j = key_block(work, i);
+        while i < item.count {
+            let at = Cursor::at(tile + i as u32);
+            let j = item.key_block(i);
             // A box past the last token repeats the block's first page; its keys are masked.
             let token = j * BLOCK as i32 + ((my_box << box_log2) as i32);
-            let token = if token < work.request.kv_len { token } else { j * BLOCK as i32 };
+            let token = if token < item.request.kv_len { token } else { j * BLOCK as i32 };
             let page = *(table as *const i32).offset((token >> page_log2) as isize);
             let in_page = token & ((1 << page_log2) - 1);
             shared.k.wait_empty(at);
             mbarrier::expect_tx_if(shared.k.full(at), TILE, leader);
-            tma::load_4d_if(
-                shared.k_tile(at).offset((my_box * HEAD_DIM as u32) << box_log2),
-                k_map,
-                shared.k.full(at),
-                [0, in_page, work.kv_head, page],
-                carries,
-            );
+            let rows = shared.k_tile(at).offset((my_box * HEAD_DIM as u32) << box_log2);
+            tma::load_4d_if(rows, k_map, shared.k.full(at), [0, in_page, item.kv_head, page], carries);
             shared.v.wait_empty(at);
             mbarrier::expect_tx_if(shared.v.full(at), TILE, leader);
-            tma::bulk_load_if(shared.v_tile(at), v_tiles.wrapping_add((j as i64 * tile_stride) as u64), TILE, shared.v.full(at), leader);
+            tma::bulk_load_if(
+                shared.v_tile(at),
+                v_tiles.wrapping_add((j as u32 as i64 * tile_stride) as u64),
+                TILE,
+                shared.v.full(at),
+                leader,
+            );
             i += 1;
         }
     }
 }
 
-/// A consumer warpgroup: 64 rows of the query block.
+/// A consumer warpgroup, over all items of the block: 64 rows of each.
 ///
 /// # Safety
 /// All threads of the warpgroup call it converged, on the host-checked parameters.
 #[inline(always)]
 unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
-    // SAFETY: forwarded from the caller; see each stage.
+    let (mut k, mut tile) = (0, 0);
+    // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
     unsafe {
-        let work = locate(p);
-        let mut output = Output::zero();
-        let mut softmax = OnlineSoftmax::new([1.0; 2]);
-        let mut sum = [0.0; 2];
-        if work.count > 0 {
-            softmax.scale = row_scales(p, &work, rows_of(p, &work, wg, thread));
-            walk(p, shared, &work, wg, thread, &mut output, &mut softmax);
-            sum = softmax.total();
-        }
-        // Found again rather than kept: every register that lives through the main loop would be a spill.
-        let tid = special::tid_x_again();
-        let (wg, thread) = (tid / 128 - 1, tid % 128);
-        let work = locate(p);
-        let rows = rows_of(p, &work, wg, thread);
-        let v_scale = *(p.v_scale as *const f32).offset((work.kv_head * p.v_scale_stride) as isize);
-        // A row that sees no key has sum 0: zeros, and a log-sum-exp of minus infinity.
-        let factor = |sum: f32| if sum > 0.0 { v_scale * math::rcp(sum) } else { 0.0 };
-        let out = p.out + (work.head as u64) * (HEAD_DIM as u64 * 2);
-        store_rows(&output, [factor(sum[0]), factor(sum[1])], out, rows, thread % 32);
-        if p.lse != 0 && thread % 4 == 0 {
-            let lse = [log_sum(&softmax, sum, 0), log_sum(&softmax, sum, 1)];
-            store_lse(p.lse, p.hq as u32, work.head, rows, lse);
+        while item(p, k).is_some() {
+            let at = Cursor::at(k);
+            let mut output = Output::zero();
+            let mut softmax = OnlineSoftmax::new([1.0; 2]);
+            let mut sum = [0.0; 2];
+            shared.q.wait_full(at);
+            let count = warp::shfl_idx_u32(shared.slot(at).count() as u32, 0);
+            if count > 0 {
+                let row = tile_row(wg, thread);
+                let scales = shared.scales(at).offset(4 * row);
+                softmax.scale = [smem::ld_f32(scales), smem::ld_f32(scales.offset(32))];
+                let slot = shared.slot(at);
+                let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
+                walk(shared, q_rows(shared.q_tile(at), wg), tile, count, thread, limit, &mut output, &mut softmax);
+                sum = softmax.total();
+            }
+            write(p, shared.slot(at), &output, &softmax, sum);
+            warp::sync();
+            shared.q.release(at, (special::tid_x_again() % 32 == 0) as u32);
+            tile += count;
+            k += 1;
         }
     }
 }
 
-/// The two rows of a thread: row `thread / 4` of its warp's sixteen, and the one 8 below.
+/// The thread's first row of the tile; its second is 8 below.
 #[inline(always)]
-fn rows_of(p: &AttendParams, work: &Work, wg: u32, thread: u32) -> RowPair {
-    let history = work.request.kv_len - work.request.q_len;
-    let token = first_token(work, wg, thread);
-    let valid = |t: i32| t >= history && t < work.request.kv_len;
-    RowPair {
-        first: (work.request.q_start + token - history) as i64,
-        valid: [valid(token), valid(token + 8)],
-        token_stride: p.hq as u32 as i64 * HEAD_DIM as i64 * 2,
-    }
-}
-
-/// Position in the sequence of the thread's first row.
-#[inline(always)]
-fn first_token(work: &Work, wg: u32, thread: u32) -> i32 {
-    work.row.block * BLOCK as i32 + (wg * 64 + thread / 32 * 16 + thread % 32 / 4) as i32
-}
-
-/// Natural log-sum-exp of row `k`: (max * scale + log2(sum) - 8) ln 2; minus infinity for an empty sum.
-#[inline(always)]
-fn log_sum(softmax: &OnlineSoftmax, sum: [f32; 2], k: usize) -> f32 {
-    if sum[k] > 0.0 { math::fma(softmax.max[k], softmax.scale[k], math::lg2(sum[k]) - P_SCALE_LOG2) * LN_2 } else { f32::NEG_INFINITY }
-}
-
-/// Raw score to base-2 logit for the thread's two rows; 1 for rows that are not the request's.
-///
-/// # Safety
-/// Valid rows lie inside `q_scale`.
-#[inline(always)]
-unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
-    // SAFETY: valid rows lie inside `q_scale`; the K scale is per tensor or per head.
-    unsafe {
-        let k = *(p.k_scale as *const f32).offset((work.kv_head * p.k_scale_stride) as isize) * p.softmax_scale_log2;
-        let q = (p.q_scale as *const f32).offset((rows.first * p.hq as u32 as i64 + work.head as i64) as isize);
-        // Not 0, also where tiny scales underflow: times the minus infinity of a masked column that would be NaN.
-        let positive = |scale: f32| math::fmax(scale, f32::MIN_POSITIVE);
-        let mut scale = [1.0, 1.0];
-        if rows.valid[0] {
-            scale[0] = positive(*q * k);
-        }
-        if rows.valid[1] {
-            scale[1] = positive(*q.offset(8 * p.hq as u32 as isize) * k);
-        }
-        scale
-    }
+fn tile_row(wg: u32, thread: u32) -> u32 {
+    wg * 64 + thread / 32 * 16 + thread % 32 / 4
 }
 
 /// The main loop: while the tensor core computes S(i+1) and P(i) V(i), turn S into P.
@@ -294,35 +246,40 @@ unsafe fn row_scales(p: &AttendParams, work: &Work, rows: RowPair) -> [f32; 2] {
 /// # Safety
 /// All threads of the warpgroup call it converged; the rings are initialised; `work.count > 0`.
 #[inline(always)]
-unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u32, output: &mut Output, softmax: &mut OnlineSoftmax) {
+#[expect(clippy::too_many_arguments, reason = "inlined once; a struct of them would only rename them")]
+unsafe fn walk(
+    shared: Shared,
+    q: SmemAddr,
+    tile: u32,
+    count: u32,
+    thread: u32,
+    limit: [i32; 2],
+    output: &mut Output,
+    softmax: &mut OnlineSoftmax,
+) {
     let signal = (thread == 0) as u32;
-    let q = q_rows(shared.base.offset(map::Q), wg);
     let mut probabilities = Probabilities([0; 16]);
+    let end = tile + count;
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
-        let first = key_block(work, 0) * BLOCK as i32;
-        let token = first_token(work, wg, thread);
-        let limit = |t: i32| if p.causal != 0 && t < work.request.kv_len - 1 { t - first } else { work.request.kv_len - 1 - first };
-        mbarrier::wait(shared.q_full(), 0);
-        let at = Cursor::at(0);
+        let at = Cursor::at(tile);
         shared.k.wait_full(at);
         let pending = issue_qk(q, shared.k_tile(at), Scores::zero());
         wgmma::wait::<0>();
         let mut scores = pending.landed();
         shared.k.release(at, signal);
-        mask_columns(&mut scores, thread % 32, [limit(token), limit(token + 8)]);
+        mask_columns(&mut scores, thread % 32, limit);
         // The output is still zero: whatever the factor is, it scales nothing.
         let mut factor = softmax.step(&mut scores);
         pack(&scores, &mut probabilities);
         shared.v.wait_full(at);
-        let mut tile = Output::zero();
-        let count = warp::shfl_idx_u32(work.count as u32, 0) as i32;
-        let mut i = 1;
-        while i < count {
-            let (before, at) = (Cursor::at(i as u32 - 1), Cursor::at(i as u32));
+        let mut product = Output::zero();
+        let mut i = tile + 1;
+        while i != end {
+            let (before, at) = (Cursor::at(i.wrapping_sub(1)), Cursor::at(i));
             shared.k.wait_full(at);
             let pending = issue_qk(q, shared.k_tile(at), scores);
-            let product = issue_pv(&probabilities, shared.v_tile(before), tile);
+            let pending_product = issue_pv(&probabilities, shared.v_tile(before), product);
             wgmma::wait::<1>();
             scores = pending.landed();
             shared.k.release(at, signal);
@@ -332,15 +289,53 @@ unsafe fn walk(p: &AttendParams, shared: Shared, work: &Work, wg: u32, thread: u
             // both stand in one basic block. This wait, due anyway, parts them.
             shared.v.wait_full(at);
             wgmma::wait::<0>();
-            tile = product.landed();
+            product = pending_product.landed();
             shared.v.release(before, signal);
-            output.rescale_add(factor, &tile);
+            output.rescale_add(factor, &product);
             factor = next_factor;
             pack(&scores, &mut probabilities);
-            i += 1;
+            i = i.wrapping_add(1);
         }
-        let product = issue_pv(&probabilities, shared.v_tile(Cursor::at(i as u32 - 1)), tile);
+        let last = Cursor::at(i.wrapping_sub(1));
+        let pending_product = issue_pv(&probabilities, shared.v_tile(last), product);
         wgmma::wait::<0>();
-        output.rescale_add(factor, &product.landed());
+        shared.v.release(last, signal);
+        output.rescale_add(factor, &pending_product.landed());
     }
+}
+
+/// Writes the thread's rows, and their log-sum-exp if asked for.
+///
+/// # Safety
+/// The slot is readable; the host checked `out` and `lse`.
+#[inline(always)]
+unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, softmax: &OnlineSoftmax, sum: [f32; 2]) {
+    // SAFETY: forwarded from the caller; valid rows lie inside `out` and `lse`.
+    unsafe {
+        // Read again rather than kept: every register that lives through the main loop would be a spill.
+        let tid = special::tid_x_again();
+        let row = tile_row(tid / 128 - 1, tid % 128) as i32;
+        let [tile_row, from, to] = slot.rows();
+        let (head, v_scale) = slot.head();
+        let valid = |row: i32| row >= from && row < to;
+        let rows = RowPair {
+            first: (tile_row + row) as i64,
+            valid: [valid(row), valid(row + 8)],
+            token_stride: p.hq as u32 as i64 * HEAD_DIM as i64 * 2,
+        };
+        // A row that sees no key has sum 0: zeros, and a log-sum-exp of minus infinity.
+        let factor = |sum: f32| if sum > 0.0 { v_scale * math::rcp(sum) } else { 0.0 };
+        let out = p.out + (head as u64) * (HEAD_DIM as u64 * 2);
+        store_rows(output, [factor(sum[0]), factor(sum[1])], out, rows, tid % 32);
+        if p.lse != 0 && tid % 4 == 0 {
+            let lse = [log_sum(softmax, sum, 0), log_sum(softmax, sum, 1)];
+            store_lse(p.lse, p.hq as u32, head, rows, lse);
+        }
+    }
+}
+
+/// Natural log-sum-exp of row `k`: (max * scale + log2(sum) - 8) ln 2; minus infinity for an empty sum.
+#[inline(always)]
+fn log_sum(softmax: &OnlineSoftmax, sum: [f32; 2], k: usize) -> f32 {
+    if sum[k] > 0.0 { math::fma(softmax.max[k], softmax.scale[k], math::lg2(sum[k]) - P_SCALE_LOG2) * LN_2 } else { f32::NEG_INFINITY }
 }

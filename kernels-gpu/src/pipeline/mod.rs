@@ -1,3 +1,4 @@
-//! Stage rings between the producer and the consumers.
+//! Stage rings between the producer and the consumers, and the work they share.
 
 pub mod ring;
+pub mod work;

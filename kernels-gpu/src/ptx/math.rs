@@ -46,3 +46,13 @@ pub fn pin(x: &mut f32) {
     // SAFETY: no instruction; the value comes out as it went in.
     unsafe { core::arch::asm!("// pin {0}", inout(reg32) * x, options(nomem, nostack)) };
 }
+
+/// `x`, with what hangs on it computed here and not above a loop, where LLVM would keep it in a register meanwhile. Emits
+/// nothing but a comment. Called by any thread.
+#[inline(always)]
+pub fn here(x: i32) -> i32 {
+    let mut x = x;
+    // SAFETY: no instruction; the value comes out as it went in.
+    unsafe { core::arch::asm!("// here {0}", inout(reg32) x, options(nomem, nostack)) };
+    x
+}

@@ -82,3 +82,14 @@ pub unsafe fn any(on: u32) -> bool {
     }
     result != 0
 }
+
+/// Brings the lanes of a warp together and orders their memory accesses before and after it among them.
+/// PTX: `bar.warp.sync 0xffffffff`. Called by a whole warp.
+///
+/// # Safety
+/// All 32 lanes call it.
+#[inline(always)]
+pub unsafe fn sync() {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("bar.warp.sync 0xffffffff;") };
+}

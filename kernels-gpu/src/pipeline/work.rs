@@ -1,0 +1,219 @@
+//! What there is to do, and how the consumers hear of it.
+//!
+//! An item is one query block of one head. Items are numbered from the longest rows (the end of a causal prompt) to the
+//! shortest, heads side by side so that they share K and V in L2. Every block of the grid takes one of each round of as many
+//! items as there are blocks, in turns from the front and from the back.
+//! The producer, which runs ahead, looks an item up in global memory and leaves what the consumers need in shared memory
+//! beside the Q tile, so that their look-ups cost no time.
+
+use crate::abi::{AttendParams, QueryBlock, Request};
+use crate::config::BLOCK;
+use crate::ptx::{SmemAddr, math, smem, special, warp};
+
+/// One item as the producer sees it.
+#[derive(Clone, Copy)]
+pub struct Item {
+    /// Query head.
+    pub head: i32,
+    /// KV head.
+    pub kv_head: i32,
+    /// The query block.
+    pub row: QueryBlock,
+    /// Its request.
+    pub request: Request,
+    /// Key blocks the row may see.
+    visible: i32,
+    /// Key blocks to attend to, walked from index `count - 1` down to 0.
+    pub count: i32,
+    /// Address of the row's list, or 0: block index = list index.
+    list: u64,
+}
+
+/// Number of the block's `k`-th item, if there is one.
+#[inline(always)]
+pub fn item(p: &AttendParams, k: u32) -> Option<u32> {
+    let (block, blocks) = (special::ctaid_x(), special::nctaid_x());
+    // There and back again: in a round of falling lengths the first block always gets the longest row, 1.6 % too much work
+    // over a dense prompt of 32 K.
+    let n = k * blocks + if k % 2 == 0 { block } else { blocks - 1 - block };
+    if n < p.hq as u32 * p.total_qb as u32 { Some(n) } else { None }
+}
+
+impl Item {
+    /// Looks item `n` up.
+    ///
+    /// # Safety
+    /// `n < hq * total_qb`; the host has checked the arrays that `p` names.
+    #[inline(always)]
+    pub unsafe fn locate(p: &AttendParams, n: u32) -> Self {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            core::hint::assert_unchecked(p.hq > 0 && p.group > 0);
+            let head = (n % p.hq as u32) as i32;
+            let index = p.total_qb - 1 - (n / p.hq as u32) as i32;
+            let row = *(p.query_blocks as *const QueryBlock).add(index as usize);
+            let request = *(p.requests as *const Request).add(row.request as usize);
+            let at = (head as u32 as i64) * (p.total_qb as u32 as i64) + index as i64;
+            // Up to the diagonal, or, where the calls are not causal (2^30 blocks further), up to the end.
+            let visible = (row.block + 1 + ((1 - math::here(p.causal)) << 30)).min(request.kb_len);
+            let (count, list) = if p.lists == 0 {
+                (visible, 0)
+            } else {
+                // Lists may come straight from device memory, unseen by the host: what they say is kept inside the arrays.
+                let most = if visible < p.list_stride { visible } else { p.list_stride };
+                let count = *(p.counts as *const i32).offset(at as isize);
+                (if count < most { count } else { most }, p.lists + (at * math::here(p.list_stride) as u32 as i64 * 4) as u64)
+            };
+            let count = if count > 0 { count } else { 0 };
+            let count = uniform(count);
+            let request = Request {
+                q_start: uniform(request.q_start),
+                q_len: uniform(request.q_len),
+                kv_len: uniform(request.kv_len),
+                kb_start: uniform(request.kb_start),
+                ..request
+            };
+            let row = QueryBlock { request: uniform(row.request), block: uniform(row.block), ..row };
+            let visible = uniform(visible);
+            Self { head, kv_head: head / p.group, row, request, visible, count, list }
+        }
+    }
+
+    /// Key block number `i` of the walk.
+    ///
+    /// # Safety
+    /// `0 <= i < count`.
+    #[inline(always)]
+    pub unsafe fn key_block(&self, i: i32) -> i32 {
+        let at = self.count - 1 - i;
+        if self.list == 0 {
+            return at;
+        }
+        // SAFETY: 0 <= at < count, which is no more than the list's capacity.
+        let j = unsafe { *(self.list as *const i32).offset(at as isize) };
+        // A block the row cannot see becomes one that it can.
+        if (j as u32) < self.visible as u32 { j } else { self.visible - 1 }
+    }
+
+    /// Tokens before the request's new ones.
+    #[inline(always)]
+    fn history(&self) -> i32 {
+        self.request.kv_len - self.request.q_len
+    }
+
+    /// Row of `q` and `out` of the tile's first row; less than the request's first where the block starts before the chunk.
+    #[inline(always)]
+    pub fn tile_row(&self) -> i32 {
+        self.request.q_start + self.row.block * BLOCK as i32 - self.history()
+    }
+
+    /// Rows of the tile that are the request's new tokens: from, to.
+    #[inline(always)]
+    pub fn rows(&self) -> [i32; 2] {
+        let start = self.row.block * BLOCK as i32;
+        [self.history() - start, self.request.kv_len - start]
+    }
+}
+
+/// `x`, which all lanes hold alike, in a form ptxas knows to be so: it can then live in a uniform register.
+///
+/// # Safety
+/// Called by a whole warp.
+#[inline(always)]
+unsafe fn uniform(x: i32) -> i32 {
+    // SAFETY: forwarded from the caller.
+    unsafe { warp::shfl_idx_u32(x as u32, 0) as i32 }
+}
+
+/// What the consumers know of an item: words in shared memory.
+#[derive(Clone, Copy)]
+pub struct Slot(pub SmemAddr);
+
+/// Words of a slot.
+const COUNT: u32 = 0;
+const FIRST_KEY: u32 = 1;
+const KEYS: u32 = 2;
+const TILE_ROW: u32 = 3;
+const FROM: u32 = 4;
+const TO: u32 = 5;
+const HEAD: u32 = 6;
+const V_SCALE: u32 = 7;
+
+impl Slot {
+    /// Fills the slot where `on` is 1 (one lane).
+    ///
+    /// # Safety
+    /// Nobody reads the slot until the barrier that announces it; `p`'s arrays are the host's.
+    #[inline(always)]
+    pub unsafe fn fill(self, p: &AttendParams, item: &Item, on: u32) {
+        let start = item.row.block * BLOCK as i32;
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            let first = if item.count > 0 { item.key_block(0) * BLOCK as i32 } else { 0 };
+            let v_scale = *(p.v_scale as *const u32).offset((item.kv_head * p.v_scale_stride) as isize);
+            let [from, to] = item.rows();
+            // Keys as seen from the tile: the first key of the walk's first block, and the end of the sequence.
+            self.put(COUNT, item.count as u32, on);
+            self.put(FIRST_KEY, (first - start) as u32, on);
+            self.put(KEYS, (item.request.kv_len - start) as u32, on);
+            self.put(TILE_ROW, item.tile_row() as u32, on);
+            self.put(FROM, from as u32, on);
+            self.put(TO, to as u32, on);
+            self.put(HEAD, item.head as u32, on);
+            self.put(V_SCALE, v_scale, on);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put(self, word: u32, value: u32, on: u32) {
+        // SAFETY: forwarded from `fill`.
+        unsafe { smem::st_u32_if(self.0.offset(4 * word), value, on) }
+    }
+
+    #[inline(always)]
+    unsafe fn get(self, word: u32) -> i32 {
+        // SAFETY: forwarded from the readers.
+        unsafe { smem::ld_u32(self.0.offset(4 * word)) as i32 }
+    }
+
+    /// Key blocks to attend to.
+    ///
+    /// # Safety
+    /// The slot's barrier has completed and the slot has not been given back; so for every reader below.
+    #[inline(always)]
+    pub unsafe fn count(self) -> i32 {
+        // SAFETY: forwarded.
+        unsafe { self.get(COUNT) }
+    }
+
+    /// Last visible column of the walk's first block for row `row` of the tile; 128 or more where none is masked.
+    ///
+    /// # Safety
+    /// As [`Slot::count`].
+    #[inline(always)]
+    pub unsafe fn limit(self, causal: bool, row: i32) -> i32 {
+        // SAFETY: forwarded.
+        let (first, last) = unsafe { (self.get(FIRST_KEY), self.get(KEYS) - 1) };
+        (if causal && row < last { row } else { last }) - first
+    }
+
+    /// Row of `out` of the tile's first row, and the tile's rows that are the request's: from, to.
+    ///
+    /// # Safety
+    /// As [`Slot::count`].
+    #[inline(always)]
+    pub unsafe fn rows(self) -> [i32; 3] {
+        // SAFETY: forwarded.
+        unsafe { [self.get(TILE_ROW), self.get(FROM), self.get(TO)] }
+    }
+
+    /// Query head and V scale.
+    ///
+    /// # Safety
+    /// As [`Slot::count`].
+    #[inline(always)]
+    pub unsafe fn head(self) -> (i32, f32) {
+        // SAFETY: forwarded.
+        unsafe { (self.get(HEAD), f32::from_bits(self.get(V_SCALE) as u32)) }
+    }
+}
