@@ -31,11 +31,15 @@ pub mod attend {
     pub const STAGES: u32 = 4;
     /// Q tiles: one in use, one loaded ahead for the row of blocks that comes next.
     pub const Q_STAGES: u32 = 2;
-    /// Registers a producer thread keeps: addresses, and the look-ups of the item that comes next. With 24 it spills.
+    /// Registers a producer thread keeps: addresses, and the look-ups of the item that comes next.
     pub const PRODUCER_REGS: u32 = 40;
-    /// Registers a consumer thread gets: 64 scores, 64 output, 64 fresh accumulator, 16 packed P and bookkeeping.
-    /// 128 * 40 + 256 * 232 = 64,512 of the 65,536 registers of an SM.
+    /// Registers a consumer thread gets: 2 x 32 packed scores, 16 packed P, 68 fresh accumulator, 66 output, bookkeeping.
+    /// 128 * 32 + 256 * 240 = 65,536, all registers of an SM.
     pub const CONSUMER_REGS: u32 = 232;
+    /// Tiles between flushes of the FP8 accumulator.
+    pub const FLUSH_TILES: u32 = 4;
+    /// Threads that prepare Q tiles: warps 1 and 2 of the producer's warpgroup, two rows each.
+    pub const PREPARERS: u32 = 64;
 
     /// Where things lie in dynamic shared memory. Tiles come first: the 128-byte swizzle wants 1,024-byte alignment.
     pub mod smem {
@@ -46,14 +50,20 @@ pub mod attend {
         pub const K: u32 = Q + Q_STAGES * TILE_BYTES as u32;
         /// Transposed V stages.
         pub const V: u32 = K + STAGES * TILE_BYTES as u32;
+        /// Eight rows of ones behind every V^T tile, for the row sums of P.
+        pub const ONES_BYTES: u32 = 8 * 128;
+        /// Bytes of one V stage.
+        pub const V_STAGE: u32 = TILE_BYTES as u32 + ONES_BYTES;
         /// What the consumers need to know of each Q stage: the scales of its 128 rows, then a slot of `pipeline::work`.
-        pub const WORK: u32 = V + STAGES * TILE_BYTES as u32;
+        pub const WORK: u32 = V + STAGES * V_STAGE;
         /// Bytes of one of them.
         pub const WORK_STAGE: u32 = 128 * 4 + 64;
         /// Barriers of the Q ring: full and empty of each stage.
         pub const Q_RING: u32 = WORK + Q_STAGES * WORK_STAGE;
+        /// Barriers that say a Q tile is prepared.
+        pub const READY: u32 = Q_RING + 16 * Q_STAGES;
         /// Barriers of the K ring.
-        pub const K_RING: u32 = Q_RING + 16 * Q_STAGES;
+        pub const K_RING: u32 = READY + 16 * Q_STAGES;
         /// Barriers of the V ring.
         pub const V_RING: u32 = K_RING + 16 * STAGES;
         /// Bytes of dynamic shared memory.

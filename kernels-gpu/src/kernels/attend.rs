@@ -7,18 +7,24 @@
 //! `S(i+1) = Q K(i+1)` and `O += P(i) V(i)` on the tensor core while they turn S into P in registers.
 
 use crate::abi::AttendParams;
-use crate::config::attend::{CONSUMER_REGS, CONSUMERS, PRODUCER_REGS, Q_STAGES, STAGES, smem as map};
-use crate::config::{BLOCK, HEAD_DIM, P_SCALE_LOG2, TILE_BYTES};
+use crate::config::attend::{CONSUMER_REGS, CONSUMERS, FLUSH_TILES, PREPARERS, PRODUCER_REGS, Q_STAGES, STAGES, THREADS, smem as map};
+use crate::config::{BLOCK, HEAD_DIM, TILE_BYTES};
 use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::{Item, Slot, item};
 use crate::ptx::SmemAddr;
 use crate::ptx::tma::{TensorMap, TensorMapPtr};
-use crate::ptx::{barrier, math, mbarrier, regs, smem, special, tma, warp, wgmma};
+use crate::ptx::{barrier, fence, math, mbarrier, regs, smem, special, tma, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
-use crate::tile::mma::{Output, Probabilities, Scores, issue_pv, issue_qk, q_rows};
-use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack};
+use crate::tile::mma::{Output, Probabilities, Product, Scores, issue_pv, issue_qk, q_rows};
+use crate::tile::shrink::shrink_row;
+use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack, settle};
 
 const TILE: u32 = TILE_BYTES as u32;
+/// Four e4m3 ones.
+const ONES: u32 = 0x3838_3838;
+/// Bounds of a row's scale in f16.
+const LARGEST_SCALE: f32 = 60_000.0;
+const SMALLEST_SCALE: f32 = 1.0 / 16_777_216.0;
 const LN_2: f32 = core::f32::consts::LN_2;
 
 /// Shared-memory rings and tiles.
@@ -26,6 +32,7 @@ const LN_2: f32 = core::f32::consts::LN_2;
 struct Shared {
     base: SmemAddr,
     q: Ring<Q_STAGES>,
+    ready: Ring<Q_STAGES>,
     k: Ring<STAGES>,
     v: Ring<STAGES>,
 }
@@ -35,7 +42,7 @@ impl Shared {
     fn new() -> Self {
         let base = smem::base();
         let ring = |at| base.offset(at);
-        Self { base, q: Ring::at(ring(map::Q_RING)), k: Ring::at(ring(map::K_RING)), v: Ring::at(ring(map::V_RING)) }
+        Self { base, q: Ring::at(ring(map::Q_RING)), ready: Ring::at(ring(map::READY)), k: Ring::at(ring(map::K_RING)), v: Ring::at(ring(map::V_RING)) }
     }
     #[inline(always)]
     fn q_tile(self, at: Cursor<Q_STAGES>) -> SmemAddr {
@@ -55,7 +62,7 @@ impl Shared {
     }
     #[inline(always)]
     fn v_tile(self, at: Cursor<STAGES>) -> SmemAddr {
-        self.base.offset(map::V + at.stage() * TILE)
+        self.base.offset(map::V + at.stage() * map::V_STAGE)
     }
 }
 
@@ -89,18 +96,29 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
         unsafe {
             // Each warp gives an item back for itself: all of its lanes read the slot.
             shared.q.init(CONSUMERS * 4);
+            shared.ready.init_for(PREPARERS, 1);
             shared.k.init(CONSUMERS);
             shared.v.init(CONSUMERS);
             mbarrier::init_fence();
         }
     }
-    // SAFETY: all threads of the block arrive; roles split on whole warpgroups after it.
+    // SAFETY: all threads of the block arrive; roles split on whole warpgroups after it. The ones lie behind the tiles,
+    // where no copy writes.
     unsafe {
+        let mut word = tid;
+        while word < STAGES * map::ONES_BYTES / 4 {
+            let (stage, word_in) = (word / (map::ONES_BYTES / 4), word % (map::ONES_BYTES / 4));
+            smem::st_u32(shared.base.offset(map::V + stage * map::V_STAGE + TILE + 4 * word_in), ONES);
+            word += THREADS;
+        }
+        fence::proxy_async_shared();
         barrier::sync_all();
         if warpgroup == 0 {
             regs::setmaxnreg_dec::<PRODUCER_REGS>();
             if tid < 32 {
                 produce(p, shared, q_map, k_map);
+            } else if tid < 32 + PREPARERS {
+                prepare(p, shared, tid - 32);
             }
         } else {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
@@ -123,7 +141,6 @@ unsafe fn produce(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, k_map: 
             let work = Item::locate(p, n);
             let at = Cursor::at(k);
             shared.q.wait_empty(at);
-            put_scales(p, &work, shared.scales(at), lane);
             shared.slot(at).fill(p, &work, leader);
             warp::sync();
             let any = leader & (work.count > 0) as u32;
@@ -136,24 +153,44 @@ unsafe fn produce(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, k_map: 
     }
 }
 
-/// Writes the scales of the tile's 128 rows: raw score to base-2 logit. Rows that are not the request's repeat a neighbour's.
+/// Prepares the Q tile of every item, two rows a thread: shrinks its rows so that their scores fit f16, and leaves each
+/// row's factor from such a score to a base-2 logit.
 #[inline(always)]
-unsafe fn put_scales(p: &AttendParams, item: &Item, scales: SmemAddr, lane: u32) {
-    // SAFETY: rows from..to lie inside `q_scale`; the K scale is per tensor or per head; the stage is the producer's.
+unsafe fn prepare(p: &AttendParams, shared: Shared, thread: u32) {
+    let mut k = 0;
+    // SAFETY: the tile is complete when its barrier says so, and nobody else touches it before `ready`.
     unsafe {
-        let k = *(p.k_scale as *const f32).offset((item.kv_head * p.k_scale_stride) as isize) * p.softmax_scale_log2;
-        let [from, to] = item.rows();
-        let mut to_write = lane;
-        while to_write < BLOCK as u32 {
-            let row = to_write as i32;
-            let row = if row < from { from } else { row };
-            let row = if row < to { row } else { to - 1 };
-            let at = (item.tile_row() + row) as u32 as i64 * p.hq as u32 as i64 + item.head as u32 as i64;
-            let scale = *(p.q_scale as *const f32).offset(at as isize) * k;
-            // Not 0, also where tiny scales underflow: times the minus infinity of a masked column that would be NaN.
-            smem::st_f32(scales.offset(4 * to_write), math::fmax(scale, f32::MIN_POSITIVE));
-            to_write += 32;
+        while item(p, k).is_some() {
+            let at = Cursor::at(k);
+            shared.q.wait_full(at);
+            let mut row = thread;
+            while row < BLOCK as u32 {
+                let undo = shrink_row(shared.q_tile(at), row);
+                smem::st_f32(shared.scales(at).offset(4 * row), undo * row_scale(p, shared.slot(at), row as i32));
+                row += PREPARERS;
+            }
+            fence::proxy_async_shared();
+            mbarrier::arrive_if(shared.ready.full(at), 1);
+            k += 1;
         }
+    }
+}
+
+/// From raw score to base-2 logit. Rows that are not the request's repeat a neighbour's.
+///
+/// # Safety
+/// The slot is readable; the K scale is per tensor or per head; rows from..to lie inside `q_scale`.
+#[inline(always)]
+unsafe fn row_scale(p: &AttendParams, slot: Slot, row: i32) -> f32 {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let ([tile_row, from, to], (head, _)) = (slot.rows(), slot.head());
+        core::hint::assert_unchecked(p.group > 0);
+        let k = *(p.k_scale as *const f32).offset((head / p.group * p.k_scale_stride) as isize) * p.softmax_scale_log2;
+        let row = if row < from { from } else { row };
+        let row = if row < to { row } else { to - 1 };
+        let at = (tile_row + row) as u32 as i64 * p.hq as u32 as i64 + head as u32 as i64;
+        *(p.q_scale as *const f32).offset(at as isize) * k
     }
 }
 
@@ -213,20 +250,20 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
         while item(p, k).is_some() {
             let at = Cursor::at(k);
             let mut output = Output::zero();
-            let mut softmax = OnlineSoftmax::new([1.0; 2]);
-            let mut sum = [0.0; 2];
-            shared.q.wait_full(at);
+            let mut bias = [0.0; 2];
+            shared.ready.wait_full(at);
             let count = warp::shfl_idx_u32(shared.slot(at).count() as u32, 0);
             if count > 0 {
                 let row = tile_row(wg, thread);
                 let scales = shared.scales(at).offset(4 * row);
-                softmax.scale = [smem::ld_f32(scales), smem::ld_f32(scales.offset(32))];
+                let scale = |at| math::fmax(math::fmin(smem::ld_f32(at), LARGEST_SCALE), SMALLEST_SCALE);
+                let mut softmax = OnlineSoftmax::new([scale(scales), scale(scales.offset(32))]);
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(shared, q_rows(shared.q_tile(at), wg), tile, count, thread, limit, &mut output, &mut softmax);
-                sum = softmax.total();
+                walk(shared, q_rows(shared.q_tile(at), wg), tile, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
+                bias = softmax.bias();
             }
-            write(p, shared.slot(at), &output, &softmax, sum);
+            write(p, shared.slot(at), &output, bias);
             warp::sync();
             shared.q.release(at, special::tid_x_again().is_multiple_of(32) as u32);
             tile += count;
@@ -241,66 +278,167 @@ fn tile_row(wg: u32, thread: u32) -> u32 {
     wg * 64 + thread / 32 * 16 + thread % 32 / 4
 }
 
-/// The main loop: while the tensor core computes S(i+1) and P(i) V(i), turn S into P.
+/// What the tiles of one item hand on to each other.
+struct Walk<'a> {
+    shared: Shared,
+    q: SmemAddr,
+    /// 1 in the thread that speaks for its warpgroup.
+    signal: u32,
+    /// 0: see [`settle`].
+    never: u32,
+    output: &'a mut Output,
+    softmax: &'a mut OnlineSoftmax,
+    probabilities: Probabilities,
+    product: Product,
+    /// What the output must be multiplied by at the next flush.
+    factor: [f32; 2],
+}
+
+/// All tiles of one item.
 ///
 /// # Safety
-/// All threads of the warpgroup call it converged; the rings are initialised; `work.count > 0`.
+/// All threads of the warpgroup call it converged; the rings are initialised; `count > 0`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined once; a struct of them would only rename them")]
 unsafe fn walk(
     shared: Shared,
     q: SmemAddr,
-    tile: u32,
+    first: u32,
     count: u32,
     thread: u32,
+    never: u32,
     limit: [i32; 2],
     output: &mut Output,
     softmax: &mut OnlineSoftmax,
 ) {
     let signal = (thread == 0) as u32;
-    let mut probabilities = Probabilities([0; 16]);
-    let end = tile + count;
+    let last = first.wrapping_add(count - 1);
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
-        let at = Cursor::at(tile);
+        let at = Cursor::at(first);
         shared.k.wait_full(at);
         let pending = issue_qk(q, shared.k_tile(at), Scores::zero());
         wgmma::wait::<0>();
-        let mut scores = pending.landed();
-        shared.k.release(at, signal);
-        mask_columns(&mut scores, thread % 32, limit);
-        // The output is still zero: whatever the factor is, it scales nothing.
-        let mut factor = softmax.step(&mut scores);
-        pack(&scores, &mut probabilities);
+        let mut a = pending.landed();
+        // An item of one tile computes that tile's scores twice, for want of a branch around a product.
+        let next = Cursor::at(if count > 1 { first.wrapping_add(1) } else { first });
+        shared.k.wait_full(next);
+        let pending = issue_qk(q, shared.k_tile(next), Scores::zero());
+        mask_columns(&mut a, thread % 32, limit);
+        softmax.advance(&a);
+        softmax.exponentiate(&mut a);
+        settle(&a, never);
         shared.v.wait_full(at);
-        let mut product = Output::zero();
-        let mut i = tile + 1;
-        while i != end {
-            let (before, at) = (Cursor::at(i.wrapping_sub(1)), Cursor::at(i));
-            shared.k.wait_full(at);
-            let pending = issue_qk(q, shared.k_tile(at), scores);
-            let pending_product = issue_pv(&probabilities, shared.v_tile(before), product);
-            wgmma::wait::<1>();
-            scores = pending.landed();
-            shared.k.release(at, signal);
-            let next_factor = softmax.step(&mut scores);
-            softmax.pin();
-            // Nothing in PTX keeps ptxas from waiting for P V before the softmax that should hide it, and it does so when
-            // both stand in one basic block. This wait, due anyway, parts them.
-            shared.v.wait_full(at);
-            wgmma::wait::<0>();
-            product = pending_product.landed();
-            shared.v.release(before, signal);
-            output.rescale_add(factor, &product);
-            factor = next_factor;
-            pack(&scores, &mut probabilities);
+        wgmma::wait::<0>();
+        let mut b = pending.landed();
+        shared.k.release(at, signal);
+        shared.k.release(next, signal & (count > 1) as u32);
+        let mut walk = Walk {
+            shared,
+            q,
+            signal,
+            never,
+            output,
+            softmax,
+            probabilities: Probabilities([0; 16]),
+            product: Product::zero(),
+            factor: [1.0; 2],
+        };
+        pack(&a, &mut walk.probabilities);
+        let mut i = first;
+        // Two tiles a turn: what one's scores leave, the scores after next fill.
+        while last.wrapping_sub(i) as i32 > 1 {
+            (a, b) = walk.tile(i, b, a, i.wrapping_sub(first));
+            i = i.wrapping_add(1);
+            if last.wrapping_sub(i) as i32 <= 1 {
+                core::mem::swap(&mut a, &mut b);
+                break;
+            }
+            (b, a) = walk.tile(i, a, b, i.wrapping_sub(first));
             i = i.wrapping_add(1);
         }
-        let last = Cursor::at(i.wrapping_sub(1));
-        let pending_product = issue_pv(&probabilities, shared.v_tile(last), product);
-        wgmma::wait::<0>();
-        shared.v.release(last, signal);
-        output.rescale_add(factor, &pending_product.landed());
+        if count > 1 {
+            walk.last_but_one(i, b);
+        }
+        walk.last(last);
+    }
+}
+
+impl Walk<'_> {
+    /// While the tensor core computes P V of tile `i` and the scores of tile `i + 2`, the scores of tile `i + 1` become P.
+    /// Returns the scores of tile `i + 2` and the spent registers.
+    ///
+    /// # Safety
+    /// As [`walk`]; P is tile `i`'s, `scores` are tile `i + 1`'s, and there is a tile `i + 2`.
+    #[inline(always)]
+    unsafe fn tile(&mut self, i: u32, mut scores: Scores, spent: Scores, done: u32) -> (Scores, Scores) {
+        let shared = self.shared;
+        let next = Cursor::at(i.wrapping_add(2));
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            shared.k.wait_full(next);
+            let product = issue_pv(&self.probabilities, shared.v_tile(Cursor::at(i)), self.product.take());
+            let pending = issue_qk(self.q, shared.k_tile(next), spent);
+            let (old, moved) = self.softmax.advance(&scores);
+            self.softmax.exponentiate(&mut scores);
+            settle(&scores, self.never);
+            // Nothing in PTX keeps ptxas from waiting for the products before the softmax that should hide them, and it does
+            // so when both stand in one basic block. This wait, due anyway, parts them.
+            shared.v.wait_full(Cursor::at(i.wrapping_add(1)));
+            wgmma::wait::<0>();
+            shared.v.release(Cursor::at(i), self.signal);
+            shared.k.release(next, self.signal);
+            self.product = product.landed();
+            self.turn(&scores, old, moved | (done % FLUSH_TILES == FLUSH_TILES - 1));
+            (pending.landed(), scores)
+        }
+    }
+
+    /// As [`Walk::tile`] where no tile `i + 2` is left.
+    ///
+    /// # Safety
+    /// As [`Walk::tile`].
+    #[inline(always)]
+    unsafe fn last_but_one(&mut self, i: u32, mut scores: Scores) {
+        let shared = self.shared;
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            let product = issue_pv(&self.probabilities, shared.v_tile(Cursor::at(i)), self.product.take());
+            let (old, moved) = self.softmax.advance(&scores);
+            self.softmax.exponentiate(&mut scores);
+            settle(&scores, self.never);
+            shared.v.wait_full(Cursor::at(i.wrapping_add(1)));
+            wgmma::wait::<0>();
+            shared.v.release(Cursor::at(i), self.signal);
+            self.product = product.landed();
+            self.turn(&scores, old, moved);
+        }
+    }
+
+    /// P V of the last tile, and the item's last flush.
+    ///
+    /// # Safety
+    /// As [`Walk::tile`]; P is tile `i`'s.
+    #[inline(always)]
+    unsafe fn last(&mut self, i: u32) {
+        let at = Cursor::at(i);
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            let product = issue_pv(&self.probabilities, self.shared.v_tile(at), self.product.take());
+            wgmma::wait::<0>();
+            self.shared.v.release(at, self.signal);
+            self.output.flush(self.factor, &mut product.landed());
+        }
+    }
+
+    /// Between two tiles: flushes the product where that is due, and packs the next P.
+    #[inline(always)]
+    fn turn(&mut self, scores: &Scores, old: u32, flush: bool) {
+        if flush {
+            self.output.flush(self.factor, &mut self.product);
+            self.factor = self.softmax.factors(old);
+        }
+        pack(scores, &mut self.probabilities);
     }
 }
 
@@ -309,7 +447,8 @@ unsafe fn walk(
 /// # Safety
 /// The slot is readable; the host checked `out` and `lse`.
 #[inline(always)]
-unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, softmax: &OnlineSoftmax, sum: [f32; 2]) {
+unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
+    let sum = output.sum;
     // SAFETY: forwarded from the caller; valid rows lie inside `out` and `lse`.
     unsafe {
         // Read again rather than kept: every register that lives through the main loop would be a spill.
@@ -328,14 +467,14 @@ unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, softmax: &OnlineS
         let out = p.out + (head as u64) * (HEAD_DIM as u64 * 2);
         store_rows(output, [factor(sum[0]), factor(sum[1])], out, rows, tid % 32);
         if p.lse != 0 && tid.is_multiple_of(4) {
-            let lse = [log_sum(softmax, sum, 0), log_sum(softmax, sum, 1)];
+            let lse = [log_sum(sum[0], bias[0]), log_sum(sum[1], bias[1])];
             store_lse(p.lse, p.hq as u32, head, rows, lse);
         }
     }
 }
 
-/// Natural log-sum-exp of row `k`: (max * scale + log2(sum) - 8) ln 2; minus infinity for an empty sum.
+/// Natural log-sum-exp of a row from its sum of 2^(logit + bias); minus infinity for an empty sum.
 #[inline(always)]
-fn log_sum(softmax: &OnlineSoftmax, sum: [f32; 2], k: usize) -> f32 {
-    if sum[k] > 0.0 { math::fma(softmax.max[k], softmax.scale[k], math::lg2(sum[k]) - P_SCALE_LOG2) * LN_2 } else { f32::NEG_INFINITY }
+fn log_sum(sum: f32, bias: f32) -> f32 {
+    if sum > 0.0 { (math::lg2(sum) - bias) * LN_2 } else { f32::NEG_INFINITY }
 }

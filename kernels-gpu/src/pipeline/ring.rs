@@ -65,12 +65,22 @@ impl<const STAGES: u32> Ring<STAGES> {
     /// One thread, before any other use; followed by `mbarrier::init_fence` and a block barrier.
     #[inline(always)]
     pub unsafe fn init(self, consumers: u32) {
+        // SAFETY: forwarded.
+        unsafe { self.init_for(1, consumers) }
+    }
+
+    /// Initialises the barriers for `producers` and `consumers` arrivals a stage.
+    ///
+    /// # Safety
+    /// As [`Ring::init`].
+    #[inline(always)]
+    pub unsafe fn init_for(self, producers: u32, consumers: u32) {
         let mut stage = 0;
         while stage < STAGES {
             let at = Cursor::at(stage);
             // SAFETY: the caller owns this shared memory and no one uses the barriers yet.
             unsafe {
-                mbarrier::init(self.full(at), 1);
+                mbarrier::init(self.full(at), producers);
                 mbarrier::init(self.empty(at), consumers);
             }
             stage += 1;

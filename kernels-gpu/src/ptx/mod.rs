@@ -14,6 +14,7 @@ pub mod barrier;
 pub mod cvt;
 pub mod fence;
 pub mod global;
+pub mod half;
 pub mod int;
 pub mod math;
 pub mod mbarrier;

@@ -58,6 +58,9 @@ pub fn keep<A: Accumulator>(acc: &mut A) {
 /// Hands the indices of a 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
 /// `then! { (args) 1 2 .. 63 }`. Index 0 is left to the other macro, which often wants no comma before it.
 macro_rules! with_indices {
+    (32, $then:ident $args:tt) => {
+        $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 }
+    };
     (64, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
         32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 }
@@ -71,8 +74,8 @@ macro_rules! with_indices {
 pub(crate) use with_indices;
 
 macro_rules! keep_impl {
-    (($n:literal) $($i:literal)*) => {
-        impl Accumulator for [f32; $n] {
+    (($ty:ty, $n:literal) $($i:literal)*) => {
+        impl Accumulator for [$ty; $n] {
             #[inline(always)]
             fn keep(&mut self) {
                 // SAFETY: an assembly comment. Not `pure`: its place after the wait is the purpose.
@@ -88,15 +91,16 @@ macro_rules! keep_impl {
         }
     };
 }
-with_indices!(64, keep_impl(64));
-with_indices!(68, keep_impl(68));
+with_indices!(32, keep_impl(u32, 32));
+with_indices!(64, keep_impl(f32, 64));
+with_indices!(68, keep_impl(f32, 68));
 
 /// One product with both operands in shared memory.
 macro_rules! product_ss {
-    (($(#[$doc:meta])* $name:ident, $n:literal, $instruction:literal, $modifiers:literal) $($i:literal)*) => {
+    (($(#[$doc:meta])* $name:ident, $ty:ty, $n:literal, $instruction:literal, $modifiers:literal) $($i:literal)*) => {
         $(#[$doc])*
         #[inline(always)]
-        pub unsafe fn $name(acc: &mut [f32; $n], da: u64, db: u64, scale_d: u32) {
+        pub unsafe fn $name(acc: &mut [$ty; $n], da: u64, db: u64, scale_d: u32) {
             // SAFETY: the caller's obligation. Every accumulator register is tied in place, because the product
             // adds to it and goes on writing it until the wait.
             unsafe {
@@ -158,8 +162,28 @@ with_indices!(
         ///   overwritten before the [`wait`] for this product.
         /// - `acc` is not touched before that wait, except by further products.
         e4m3_m64n128k32_ss,
+        f32,
         64,
         "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3",
+        "1, 1"
+    )
+);
+with_indices!(
+    32,
+    product_ss(
+        /// D (64 x 128, f16) = A (64 x 32, e4m3, shared) * B^T (128 x 32, e4m3, shared) + D where `scale_d` is not 0.
+        ///
+        /// Register 2 i + h of a thread holds elements 4 i + 2 h and the next of the f32 form, packed: half the registers
+        /// and half the register traffic, at 11 bits of mantissa and a largest value of 65,504.
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n128k32.f16.e4m3.e4m3 d, a-desc, b-desc, p, 1, 1`. Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_ss`].
+        e4m3_f16_m64n128k32_ss,
+        u32,
+        32,
+        "wgmma.mma_async.sync.aligned.m64n128k32.f16.e4m3.e4m3",
         "1, 1"
     )
 );
@@ -174,6 +198,7 @@ with_indices!(
         /// # Safety
         /// As [`e4m3_m64n128k32_ss`].
         bf16_m64n128k16_ss,
+        f32,
         64,
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
         "1, 1, 0, 0"

@@ -27,13 +27,13 @@ pub unsafe fn store_rows(o: &Output, factor: [f32; 2], base: u64, rows: RowPair,
     if rows.valid[0] {
         unroll!(I < 16 {
             // SAFETY: the caller vouches for valid rows; 16 bytes a group of 8 columns stay inside the row.
-            unsafe { global::st_u32(row0 + 16 * I as u64, bf16x2(o.0[4 * I] * factor[0], o.0[4 * I + 1] * factor[0])) };
+            unsafe { global::st_u32(row0 + 16 * I as u64, bf16x2(o.rows[4 * I] * factor[0], o.rows[4 * I + 1] * factor[0])) };
         });
     }
     if rows.valid[1] {
         unroll!(I < 16 {
             // SAFETY: as above.
-            unsafe { global::st_u32(row1 + 16 * I as u64, bf16x2(o.0[4 * I + 2] * factor[1], o.0[4 * I + 3] * factor[1])) };
+            unsafe { global::st_u32(row1 + 16 * I as u64, bf16x2(o.rows[4 * I + 2] * factor[1], o.rows[4 * I + 3] * factor[1])) };
         });
     }
 }

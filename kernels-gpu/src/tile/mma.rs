@@ -9,17 +9,26 @@ use crate::ptx::SmemAddr;
 use crate::ptx::wgmma;
 use crate::unroll;
 
-/// Scores of 64 rows x 128 keys: 64 f32 a thread, placed as `layout::accumulator_row/col` say.
-pub struct Scores(pub [f32; 64]);
+/// Scores of 64 rows x 128 keys in f16: registers 2 I and 2 I + 1 of a thread hold columns 8 I + 2 (lane % 4) and the next of
+/// its first and its second row.
+pub struct Scores(pub [u32; 32]);
 /// Scores whose wgmma has been issued and not waited for.
-pub struct PendingScores([f32; 64]);
+pub struct PendingScores([u32; 32]);
 /// P in e4m3, packed as A fragments: four 32-key steps of four registers.
 #[derive(Clone, Copy)]
 pub struct Probabilities(pub [u32; 16]);
-/// Output accumulator of 64 rows x 128 dimensions.
-pub struct Output(pub [f32; 64]);
-/// An output whose wgmma has been issued and not waited for.
-pub struct PendingOutput([f32; 64]);
+/// Accumulator of P V: 64 rows x 128 dimensions, placed as `layout::accumulator_row/col` say, and in registers 64 and 66 the
+/// row sums of P, which eight rows of ones behind V^T make: numerator and denominator carry the same rounding.
+pub struct Product(pub [f32; 68]);
+/// A product whose wgmma has been issued and not waited for.
+pub struct PendingProduct([f32; 68]);
+/// Output of 64 rows x 128 dimensions, and its row sums.
+pub struct Output {
+    /// Placed as in [`Product`].
+    pub rows: [f32; 64],
+    /// Row sums of P.
+    pub sum: [f32; 2],
+}
 
 impl PendingScores {
     /// # Safety
@@ -30,12 +39,12 @@ impl PendingScores {
     }
 }
 
-impl PendingOutput {
+impl PendingProduct {
     /// # Safety
     /// `wgmma::wait` has run for the group this product was committed in.
     #[inline(always)]
-    pub unsafe fn landed(self) -> Output {
-        Output(self.0)
+    pub unsafe fn landed(self) -> Product {
+        Product(self.0)
     }
 }
 
@@ -64,41 +73,54 @@ pub unsafe fn issue_qk(q: SmemAddr, k: SmemAddr, reuse: Scores) -> PendingScores
     // SAFETY: forwarded from the caller.
     unsafe {
         wgmma::fence();
-        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 0), step(k, 0), 0);
-        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 2), step(k, 2), 1);
-        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 4), step(k, 4), 1);
-        wgmma::e4m3_m64n128k32_ss(&mut s, step(q, 6), step(k, 6), 1);
+        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 0), step(k, 0), 0);
+        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 2), step(k, 2), 1);
+        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 4), step(k, 4), 1);
+        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 6), step(k, 6), 1);
         wgmma::commit();
     }
     PendingScores(s)
 }
 
-/// Issues P V into an empty accumulator and commits it as one group. The FP8 tensor core accumulates with about 14
-/// mantissa bits, so every tile starts fresh and is added in f32 (hopper.md: without that the error on real rows doubles).
+/// Issues `product += P V` and commits it as one group.
 ///
 /// # Safety
 /// As [`issue_qk`]; `p` must not be written before the wait.
 #[inline(always)]
-pub unsafe fn issue_pv(p: &Probabilities, v: SmemAddr, reuse: Output) -> PendingOutput {
-    let mut o = reuse.0;
+pub unsafe fn issue_pv(p: &Probabilities, v: SmemAddr, product: Product) -> PendingProduct {
+    let mut o = product.0;
     let p = &p.0;
     // SAFETY: forwarded from the caller.
     unsafe {
         wgmma::fence();
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, 0), 0);
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[4], p[5], p[6], p[7]], step(v, 2), 1);
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[8], p[9], p[10], p[11]], step(v, 4), 1);
-        wgmma::e4m3_m64n128k32_rs(&mut o, [p[12], p[13], p[14], p[15]], step(v, 6), 1);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, 0), 1);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[4], p[5], p[6], p[7]], step(v, 2), 1);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[8], p[9], p[10], p[11]], step(v, 4), 1);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[12], p[13], p[14], p[15]], step(v, 6), 1);
         wgmma::commit();
     }
-    PendingOutput(o)
+    PendingProduct(o)
 }
 
 impl Scores {
     /// Registers for the first product.
     #[inline(always)]
     pub fn zero() -> Self {
-        Self([0.0; 64])
+        Self([0; 32])
+    }
+}
+
+impl Product {
+    /// The registers, for the next product to add to.
+    #[inline(always)]
+    pub fn take(&mut self) -> Self {
+        Self(self.0)
+    }
+
+    /// All zeros.
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Self([0.0; 68])
     }
 }
 
@@ -106,18 +128,23 @@ impl Output {
     /// All zeros.
     #[inline(always)]
     pub fn zero() -> Self {
-        Self([0.0; 64])
+        Self { rows: [0.0; 64], sum: [0.0; 2] }
     }
 
-    /// `self = self * factor + tile` for the thread's two rows: the rescale that is due and the flush in one FMA.
+    /// `self = self * factor + product` for the thread's two rows, and empties the product: the rescale that is due and the
+    /// flush in one FMA. The FP8 tensor core accumulates with about 14 mantissa bits; without flushes the error on real rows
+    /// doubles (hopper.md).
     #[inline(always)]
-    pub fn rescale_add(&mut self, factor: [f32; 2], tile: &Output) {
+    pub fn flush(&mut self, factor: [f32; 2], product: &mut Product) {
         use crate::ptx::math::fma;
+        let (rows, tile) = (&mut self.rows, &product.0);
         unroll!(I < 16 {
-            self.0[4 * I] = fma(self.0[4 * I], factor[0], tile.0[4 * I]);
-            self.0[4 * I + 1] = fma(self.0[4 * I + 1], factor[0], tile.0[4 * I + 1]);
-            self.0[4 * I + 2] = fma(self.0[4 * I + 2], factor[1], tile.0[4 * I + 2]);
-            self.0[4 * I + 3] = fma(self.0[4 * I + 3], factor[1], tile.0[4 * I + 3]);
+            rows[4 * I] = fma(rows[4 * I], factor[0], tile[4 * I]);
+            rows[4 * I + 1] = fma(rows[4 * I + 1], factor[0], tile[4 * I + 1]);
+            rows[4 * I + 2] = fma(rows[4 * I + 2], factor[1], tile[4 * I + 2]);
+            rows[4 * I + 3] = fma(rows[4 * I + 3], factor[1], tile[4 * I + 3]);
         });
+        self.sum = [fma(self.sum[0], factor[0], tile[64]), fma(self.sum[1], factor[1], tile[66])];
+        *product = Product::zero();
     }
 }

@@ -4,6 +4,7 @@ pub mod epilogue;
 pub mod mma;
 pub mod pages;
 pub mod reduce;
+pub mod shrink;
 pub mod softmax;
 pub mod sums;
 pub mod topk;

@@ -1,140 +1,161 @@
-//! Online softmax in registers. Each thread holds two rows of a 64-row tile (lane/4 and lane/4 + 8 of its warp), each
-//! row spread over the four lanes of a quad.
+//! Online softmax in registers, on packed f16. Each thread holds two rows of a 64-row tile (lane/4 and lane/4 + 8 of its
+//! warp), each row spread over the four lanes of a quad.
+//!
+//! P = 2^t with t = score * scale + bias, so that a row's largest P lies near 2^7; e4m3 holds 448 = 2^8.8. While later
+//! maxima stay inside that headroom the bias stays, and with it every older sum and output.
 
 use super::mma::{Probabilities, Scores};
-use crate::config::P_SCALE_LOG2;
 use crate::ptx::{
-    cvt::e4m3x4,
-    math::{self, ex2, fma, fmax},
-    warp::shfl_bfly_f32,
+    cvt::{f16x2, f16x2_to_f32},
+    half::{any_gt2, e4m3x4, ex2_2, fma2, high2, highs, low2, lows, max2, min2, select_gt2},
+    math::ex2,
+    smem,
+    warp::{any, shfl_bfly_u32},
 };
 use crate::unroll;
 
-/// Stands for "no maximum yet". Finite, so that a row whose keys are all masked gives P = 0 and not NaN.
-const NO_MAXIMUM: f32 = -1.0e30;
+/// A constant in both halves.
+const fn both(bits: u32) -> u32 {
+    bits | bits << 16
+}
+/// 2^7 is what a row's P is scaled to when its bias is set: 7.
+const TARGET: u32 = both(0x4700);
+/// Logits up to 8.75 fit e4m3 (448 = 2^8.807).
+const HIGHEST: u32 = both(0x4860);
+/// The lowest score that counts as a maximum, -60,000: 65,504 would be the f16 limit.
+const LOWEST: u32 = both(0xfb53);
+/// Bounds of the bias, +-60,000: finite, so that no infinity meets its opposite.
+const BIAS_MAX: u32 = both(0x7b53);
+const MINUS_INFINITY: u32 = 0xfc00;
+const SIGNS: u32 = 0x8000_8000;
 
-/// Running maximum (of raw scores) and row sum (this thread's share of it) of two rows.
+/// Scale and bias of two rows.
 pub struct OnlineSoftmax {
-    /// Largest raw score so far.
-    pub max: [f32; 2],
-    /// Sum of 2^8 * P over this thread's columns, the even and the odd ones of each row apart: with two warps a scheduler
-    /// the latency of one 32-deep chain of adds would show.
-    sum: [f32; 4],
-    /// Raw score to base-2 logit: q_scale * k_scale * softmax scale * log2 e. Positive.
-    pub scale: [f32; 2],
+    /// Score to base-2 logit, f16 of the first and the second row. Positive.
+    scale: u32,
+    /// Added to the base-2 logit, f16 of the first and the second row.
+    bias: u32,
 }
 
 impl OnlineSoftmax {
-    /// An empty row pair.
+    /// An empty row pair. `scale` is clamped to what f16 holds: not 0, because 0 times the minus infinity of a masked column
+    /// would be NaN.
     #[inline(always)]
     pub fn new(scale: [f32; 2]) -> Self {
-        Self { max: [NO_MAXIMUM; 2], sum: [0.0; 4], scale }
+        let scale = f16x2(scale[0], scale[1]);
+        Self { scale, bias: min2(fma2(LOWEST ^ SIGNS, scale, TARGET), BIAS_MAX) }
     }
 
-    /// Turns raw scores into 2^8 * P against the new maximum; returns the factors that bring older sums and outputs to it.
-    ///
-    /// # Safety
-    /// Called by whole warps, converged (shuffles).
-    #[inline(always)]
-    pub unsafe fn step(&mut self, s: &mut Scores) -> [f32; 2] {
-        // SAFETY: forwarded from the caller.
-        let new = unsafe { self.row_max(s) };
-        let factor = [ex2((self.max[0] - new[0]) * self.scale[0]), ex2((self.max[1] - new[1]) * self.scale[1])];
-        self.max = new;
-        let (ka, kb) = (self.scale[0], self.scale[1]);
-        let (na, nb) = (fma(-new[0], ka, P_SCALE_LOG2), fma(-new[1], kb, P_SCALE_LOG2));
-        let old = self.sum;
-        let sum = &mut self.sum;
-        *sum = [old[0] * factor[0], old[1] * factor[0], old[2] * factor[1], old[3] * factor[1]];
-        unroll!(I < 16 {
-            s.0[4 * I] = ex2(fma(s.0[4 * I], ka, na));
-            s.0[4 * I + 1] = ex2(fma(s.0[4 * I + 1], ka, na));
-            s.0[4 * I + 2] = ex2(fma(s.0[4 * I + 2], kb, nb));
-            s.0[4 * I + 3] = ex2(fma(s.0[4 * I + 3], kb, nb));
-            sum[0] += s.0[4 * I];
-            sum[1] += s.0[4 * I + 1];
-            sum[2] += s.0[4 * I + 2];
-            sum[3] += s.0[4 * I + 3];
-        });
-        factor
-    }
-
-    /// Has the last step finished here: see [`math::pin`].
-    #[inline(always)]
-    pub fn pin(&mut self) {
-        unroll!(I < 4 { math::pin(&mut self.sum[I]); });
-    }
-
-    /// # Safety
-    /// Called by whole warps, converged.
-    #[inline(always)]
-    unsafe fn row_max(&self, s: &Scores) -> [f32; 2] {
-        let mut m = [self.max[0], s.0[1], self.max[1], s.0[3]];
-        unroll!(I < 16 {
-            m[0] = fmax(m[0], s.0[4 * I]);
-            m[1] = fmax(m[1], s.0[4 * I + 1]);
-            m[2] = fmax(m[2], s.0[4 * I + 2]);
-            m[3] = fmax(m[3], s.0[4 * I + 3]);
-        });
-        // SAFETY: forwarded from the caller.
-        unsafe { [quad_max(fmax(m[0], m[1])), quad_max(fmax(m[2], m[3]))] }
-    }
-
-    /// Row sums over the whole row.
+    /// Sets the bias anew for rows whose maximum has outgrown the headroom. Returns the old bias, and whether any row of the
+    /// warp has a new one.
     ///
     /// # Safety
     /// Called by whole warps, converged.
     #[inline(always)]
-    pub unsafe fn total(&self) -> [f32; 2] {
+    pub unsafe fn advance(&mut self, s: &Scores) -> (u32, bool) {
+        let old = self.bias;
         // SAFETY: forwarded from the caller.
-        unsafe { [quad_sum(self.sum[0] + self.sum[1]), quad_sum(self.sum[2] + self.sum[3])] }
+        unsafe {
+            let highest = row_max(s);
+            let logit = fma2(highest, self.scale, self.bias);
+            let moved = any(any_gt2(logit, HIGHEST));
+            if moved {
+                let bias = max2(fma2(highest ^ SIGNS, self.scale, TARGET), BIAS_MAX ^ SIGNS);
+                self.bias = select_gt2(logit, HIGHEST, bias, self.bias);
+            }
+            (old, moved)
+        }
+    }
+
+    /// Turns scores into P (not yet rounded to e4m3), in place.
+    #[inline(always)]
+    pub fn exponentiate(&self, s: &mut Scores) {
+        let (ka, kb) = (low2(self.scale), high2(self.scale));
+        let (na, nb) = (low2(self.bias), high2(self.bias));
+        unroll!(I < 16 {
+            s.0[2 * I] = ex2_2(fma2(s.0[2 * I], ka, na));
+            s.0[2 * I + 1] = ex2_2(fma2(s.0[2 * I + 1], kb, nb));
+        });
+    }
+
+    /// Factors that bring sums and outputs made under the bias `old` to the present one.
+    #[inline(always)]
+    pub fn factors(&self, old: u32) -> [f32; 2] {
+        let ((na, nb), (oa, ob)) = (f16x2_to_f32(self.bias), f16x2_to_f32(old));
+        [ex2(na - oa), ex2(nb - ob)]
+    }
+
+    /// The bias as f32.
+    #[inline(always)]
+    pub fn bias(&self) -> [f32; 2] {
+        let (a, b) = f16x2_to_f32(self.bias);
+        [a, b]
     }
 }
 
+/// Has P computed before this point: ptxas otherwise sinks the exponentials past the waits that they should fill, next to
+/// their use. It cannot know that `never` is 0 and nothing is stored.
+///
 /// # Safety
-/// Called by whole warps, converged.
+/// `never` is 0.
 #[inline(always)]
-unsafe fn quad_max(x: f32) -> f32 {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        let x = fmax(x, shfl_bfly_f32(x, 1));
-        fmax(x, shfl_bfly_f32(x, 2))
-    }
+pub unsafe fn settle(s: &Scores, never: u32) {
+    unroll!(I < 8 {
+        // SAFETY: nothing is stored.
+        unsafe { smem::st_v4_if(smem::base(), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]], never) };
+    });
 }
 
+/// Largest score of the two rows: f16 of the first and the second.
+///
 /// # Safety
 /// Called by whole warps, converged.
 #[inline(always)]
-unsafe fn quad_sum(x: f32) -> f32 {
+unsafe fn row_max(s: &Scores) -> u32 {
+    let mut m = [max2(s.0[0], s.0[2]), max2(s.0[1], s.0[3]), max2(s.0[4], s.0[6]), max2(s.0[5], s.0[7])];
+    unroll!(I in [2 3 4 5 6 7] {
+        m[0] = max2(m[0], s.0[4 * I]);
+        m[1] = max2(m[1], s.0[4 * I + 1]);
+        m[2] = max2(m[2], s.0[4 * I + 2]);
+        m[3] = max2(m[3], s.0[4 * I + 3]);
+    });
+    let (a, b) = (max2(m[0], m[2]), max2(m[1], m[3]));
+    let x = max2(max2(lows(a, b), highs(a, b)), LOWEST);
     // SAFETY: forwarded from the caller.
     unsafe {
-        let x = x + shfl_bfly_f32(x, 1);
-        x + shfl_bfly_f32(x, 2)
+        let x = max2(x, shfl_bfly_u32(x, 1));
+        max2(x, shfl_bfly_u32(x, 2))
     }
 }
 
 /// Minus infinity for every column past the row's last visible one (`limit`, relative to the tile; negative: none).
 #[inline(always)]
 pub fn mask_columns(s: &mut Scores, lane: u32, limit: [i32; 2]) {
-    // Column of register 4 I + c is 8 I + 2 (lane % 4) + c: move the lane's share to the other side once.
+    // Column of register 2 I + c is 8 I + 2 (lane % 4): move the lane's share to the other side once.
     let first = (lane % 4 * 2) as i32;
     let (a, b) = (limit[0] - first, limit[1] - first);
     unroll!(I < 16 {
         const COL: i32 = 8 * I as i32;
-        if COL > a { s.0[4 * I] = f32::NEG_INFINITY; }
-        if COL + 1 > a { s.0[4 * I + 1] = f32::NEG_INFINITY; }
-        if COL > b { s.0[4 * I + 2] = f32::NEG_INFINITY; }
-        if COL + 1 > b { s.0[4 * I + 3] = f32::NEG_INFINITY; }
+        s.0[2 * I] = masked(s.0[2 * I], COL, a);
+        s.0[2 * I + 1] = masked(s.0[2 * I + 1], COL, b);
     });
 }
 
-/// Packs 2^8 * P to e4m3 A fragments; no shuffles, because V tiles hold their tokens in `layout::V_TOKEN_ORDER`.
+/// The pair of columns `col` and `col + 1`, minus infinity from beyond `limit`.
+#[inline(always)]
+fn masked(pair: u32, col: i32, limit: i32) -> u32 {
+    let low = if col > limit { MINUS_INFINITY } else { pair & 0xffff };
+    let high = if col + 1 > limit { MINUS_INFINITY << 16 } else { pair & 0xffff_0000 };
+    low | high
+}
+
+/// Packs P to e4m3 A fragments; no shuffles, because V tiles hold their tokens in `layout::V_TOKEN_ORDER`.
 #[inline(always)]
 pub fn pack(s: &Scores, p: &mut Probabilities) {
     unroll!(C < 4 {
-        p.0[C * 4] = e4m3x4(s.0[C * 16], s.0[C * 16 + 1], s.0[C * 16 + 4], s.0[C * 16 + 5]);
-        p.0[C * 4 + 1] = e4m3x4(s.0[C * 16 + 2], s.0[C * 16 + 3], s.0[C * 16 + 6], s.0[C * 16 + 7]);
-        p.0[C * 4 + 2] = e4m3x4(s.0[C * 16 + 8], s.0[C * 16 + 9], s.0[C * 16 + 12], s.0[C * 16 + 13]);
-        p.0[C * 4 + 3] = e4m3x4(s.0[C * 16 + 10], s.0[C * 16 + 11], s.0[C * 16 + 14], s.0[C * 16 + 15]);
+        p.0[C * 4] = e4m3x4(s.0[C * 8], s.0[C * 8 + 2]);
+        p.0[C * 4 + 1] = e4m3x4(s.0[C * 8 + 1], s.0[C * 8 + 3]);
+        p.0[C * 4 + 2] = e4m3x4(s.0[C * 8 + 4], s.0[C * 8 + 6]);
+        p.0[C * 4 + 3] = e4m3x4(s.0[C * 8 + 5], s.0[C * 8 + 7]);
     });
 }
