@@ -27,7 +27,8 @@ pub mod attend {
     pub const THREADS: u32 = 384;
     /// Consumer warpgroups; each owns 64 rows, the M of one wgmma.
     pub const CONSUMERS: u32 = 2;
-    /// K/V stages in shared memory. Four tiles of 2 x 16 KiB hide about 8,000 clocks of page look-up and L2 latency.
+    /// K/V stages in shared memory: V of one tile and K of the next. Four of 2 x 16 KiB hide about 5,000 clocks of page look-up
+    /// and L2 latency.
     pub const STAGES: u32 = 4;
     /// Q tiles: one in use, one loaded ahead for the row of blocks that comes next.
     pub const Q_STAGES: u32 = 2;
@@ -62,12 +63,10 @@ pub mod attend {
         pub const Q_RING: u32 = WORK + Q_STAGES * WORK_STAGE;
         /// Barriers that say a Q tile is prepared.
         pub const READY: u32 = Q_RING + 16 * Q_STAGES;
-        /// Barriers of the K ring.
-        pub const K_RING: u32 = READY + 16 * Q_STAGES;
-        /// Barriers of the V ring.
-        pub const V_RING: u32 = K_RING + 16 * STAGES;
+        /// Barriers of the K/V ring.
+        pub const KV_RING: u32 = READY + 16 * Q_STAGES;
         /// Bytes of dynamic shared memory.
-        pub const BYTES: u32 = V_RING + 16 * STAGES;
+        pub const BYTES: u32 = KV_RING + 16 * STAGES;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }

@@ -15,7 +15,7 @@ use crate::ptx::SmemAddr;
 use crate::ptx::tma::{TensorMap, TensorMapPtr};
 use crate::ptx::{barrier, fence, math, mbarrier, regs, smem, special, tma, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
-use crate::tile::mma::{Output, Probabilities, Product, Scores, issue_pv, issue_qk, q_rows};
+use crate::tile::mma::{FIRST, Output, Probabilities, Product, SECOND, Scores, issue_pv, issue_qk, q_rows};
 use crate::tile::shrink::shrink_row;
 use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack, settle};
 
@@ -33,8 +33,7 @@ struct Shared {
     base: SmemAddr,
     q: Ring<Q_STAGES>,
     ready: Ring<Q_STAGES>,
-    k: Ring<STAGES>,
-    v: Ring<STAGES>,
+    kv: Ring<STAGES>,
 }
 
 impl Shared {
@@ -42,7 +41,7 @@ impl Shared {
     fn new() -> Self {
         let base = smem::base();
         let ring = |at| base.offset(at);
-        Self { base, q: Ring::at(ring(map::Q_RING)), ready: Ring::at(ring(map::READY)), k: Ring::at(ring(map::K_RING)), v: Ring::at(ring(map::V_RING)) }
+        Self { base, q: Ring::at(ring(map::Q_RING)), ready: Ring::at(ring(map::READY)), kv: Ring::at(ring(map::KV_RING)) }
     }
     #[inline(always)]
     fn q_tile(self, at: Cursor<Q_STAGES>) -> SmemAddr {
@@ -97,8 +96,7 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
             // Each warp gives an item back for itself: all of its lanes read the slot.
             shared.q.init(CONSUMERS * 4);
             shared.ready.init_for(PREPARERS, 1);
-            shared.k.init(CONSUMERS);
-            shared.v.init(CONSUMERS);
+            shared.kv.init(CONSUMERS);
             mbarrier::init_fence();
         }
     }
@@ -116,9 +114,9 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
         if warpgroup == 0 {
             regs::setmaxnreg_dec::<PRODUCER_REGS>();
             if tid < 32 {
-                produce(p, shared, q_map, k_map);
+                produce(p, shared, k_map);
             } else if tid < 32 + PREPARERS {
-                prepare(p, shared, tid - 32);
+                prepare(p, shared, q_map);
             }
         } else {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
@@ -127,41 +125,46 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     }
 }
 
-/// The producer warp, over all items of the block.
+/// The producer warp: K and V of all items of the block.
 #[inline(always)]
-unsafe fn produce(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, k_map: TensorMapPtr) {
-    let (mut k, mut tile) = (0, 0);
-    // SAFETY: barriers are initialised; every stage is waited for before it is overwritten; addresses come from arrays
-    // whose extents the host checked; rows outside a tensor are zero-filled by the copy engine.
+unsafe fn produce(p: &AttendParams, shared: Shared, k_map: TensorMapPtr) {
+    let (mut k, mut stage) = (0, 0);
+    // SAFETY: as in `load_tiles`.
     unsafe {
         while let Some(n) = item(p, k) {
-            // Read again for every item: what hangs on the lane is cheaper to find anew than to keep in 40 registers.
-            let lane = special::tid_x_again();
-            let leader = (lane == 0) as u32;
             let work = Item::locate(p, n);
-            let at = Cursor::at(k);
-            shared.q.wait_empty(at);
-            shared.slot(at).fill(p, &work, leader);
-            warp::sync();
-            let any = leader & (work.count > 0) as u32;
-            mbarrier::expect_tx_if(shared.q.full(at), if work.count > 0 { TILE } else { 0 }, leader);
-            tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], any);
-            load_tiles(p, shared, &work, k_map, tile);
-            tile += work.count as u32;
+            if work.count > 0 {
+                load_tiles(p, shared, &work, k_map, stage);
+                stage += work.count as u32 + 1;
+            }
             k += 1;
         }
     }
 }
 
-/// Prepares the Q tile of every item, two rows a thread: shrinks its rows so that their scores fit f16, and leaves each
-/// row's factor from such a score to a base-2 logit.
+/// Warps 1 and 2: brings every item's Q tile and what the consumers need to know of it, one item ahead of them; shrinks
+/// its rows, two a thread, so that their scores fit f16, and leaves each row's factor from such a score to a base-2 logit.
 #[inline(always)]
-unsafe fn prepare(p: &AttendParams, shared: Shared, thread: u32) {
+unsafe fn prepare(p: &AttendParams, shared: Shared, q_map: TensorMapPtr) {
     let mut k = 0;
-    // SAFETY: the tile is complete when its barrier says so, and nobody else touches it before `ready`.
+    // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, is complete when its barrier says
+    // so, and nobody else touches it before `ready`. Rows outside the tensor are zero-filled by the copy engine.
     unsafe {
-        while item(p, k).is_some() {
+        while let Some(n) = item(p, k) {
             let at = Cursor::at(k);
+            // Read again for every item: what hangs on the thread is cheaper to find anew than to keep in 40 registers.
+            let thread = special::tid_x_again() - 32;
+            if warp::shfl_idx_u32(thread, 0) == 0 {
+                let leader = (thread == 0) as u32;
+                let work = Item::locate(p, n);
+                let bytes = if work.count > 0 { TILE } else { 0 };
+                shared.q.wait_empty(at);
+                shared.slot(at).fill(p, &work, leader);
+                warp::sync();
+                mbarrier::expect_tx_if(shared.q.full(at), bytes, leader);
+                let any = leader & (work.count > 0) as u32;
+                tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], any);
+            }
             shared.q.wait_full(at);
             let mut row = thread;
             while row < BLOCK as u32 {
@@ -194,10 +197,10 @@ unsafe fn row_scale(p: &AttendParams, slot: Slot, row: i32) -> f32 {
     }
 }
 
-/// K boxes and one V tile for every key block of an item, into the rings from position `tile` on. Lane n carries box n of
-/// a K tile.
+/// K boxes and a V tile for every key block of an item, into the ring from position `stage` on: K of the first block, then
+/// V of each block with K of the next, then V of the last. Lane n carries box n of a K tile.
 #[inline(always)]
-unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: TensorMapPtr, tile: u32) {
+unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: TensorMapPtr, stage: u32) {
     let lane = special::tid_x_again();
     let leader = (lane == 0) as u32;
     let page_log2 = math::here(p.page_size_log2) as u32;
@@ -209,30 +212,31 @@ unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: Tenso
     let table = p.page_table + (item.row.request as u32 as i64 * p.table_stride as u32 as i64 * 4) as u64;
     let tile_stride = math::here(p.hkv) as u32 as i64 * TILE as i64;
     let v_tiles = p.v_tiles + (item.request.kb_start as u32 as i64 * tile_stride + item.kv_head as u32 as i64 * TILE as i64) as u64;
-    let mut i = 0;
-    // SAFETY: as in `produce`.
+    let (mut i, mut before) = (0, 0);
+    // SAFETY: barriers are initialised; every stage is waited for before it is overwritten; addresses come from arrays
+    // whose extents the host checked; rows outside a tensor are zero-filled by the copy engine.
     unsafe {
-        while i < item.count {
-            let at = Cursor::at(tile + i as u32);
-            let j = item.key_block(i);
+        while i <= item.count {
+            let at = Cursor::at(stage + i as u32);
+            let more = (i < item.count) as u32;
+            let j = if more != 0 { item.key_block(i) } else { before };
             // A box past the last token repeats the block's first page; its keys are masked.
             let token = j * BLOCK as i32 + ((my_box << box_log2) as i32);
             let token = if token < item.request.kv_len { token } else { j * BLOCK as i32 };
             let page = *(table as *const i32).offset((token >> page_log2) as isize);
             let in_page = token & ((1 << page_log2) - 1);
-            shared.k.wait_empty(at);
-            mbarrier::expect_tx_if(shared.k.full(at), TILE, leader);
+            shared.kv.wait_empty(at);
+            mbarrier::expect_tx_if(shared.kv.full(at), if (i > 0) & (more != 0) { 2 * TILE } else { TILE }, leader);
             let rows = shared.k_tile(at).offset((my_box * HEAD_DIM as u32) << box_log2);
-            tma::load_4d_if(rows, k_map, shared.k.full(at), [0, in_page, item.kv_head, page], carries);
-            shared.v.wait_empty(at);
-            mbarrier::expect_tx_if(shared.v.full(at), TILE, leader);
+            tma::load_4d_if(rows, k_map, shared.kv.full(at), [0, in_page, item.kv_head, page], carries & more);
             tma::bulk_load_if(
                 shared.v_tile(at),
-                v_tiles.wrapping_add((j as u32 as i64 * tile_stride) as u64),
+                v_tiles.wrapping_add((before as u32 as i64 * tile_stride) as u64),
                 TILE,
-                shared.v.full(at),
-                leader,
+                shared.kv.full(at),
+                leader & (i > 0) as u32,
             );
+            before = j;
             i += 1;
         }
     }
@@ -244,7 +248,7 @@ unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: Tenso
 /// All threads of the warpgroup call it converged, on the host-checked parameters.
 #[inline(always)]
 unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
-    let (mut k, mut tile) = (0, 0);
+    let (mut k, mut stage) = (0, 0);
     // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
     unsafe {
         while item(p, k).is_some() {
@@ -260,13 +264,13 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
                 let mut softmax = OnlineSoftmax::new([scale(scales), scale(scales.offset(32))]);
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(shared, q_rows(shared.q_tile(at), wg), tile, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
+                walk(shared, q_rows(shared.q_tile(at), wg), stage, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
                 bias = softmax.bias();
+                stage += count + 1;
             }
             write(p, shared.slot(at), &output, bias);
             warp::sync();
             shared.q.release(at, special::tid_x_again().is_multiple_of(32) as u32);
-            tile += count;
             k += 1;
         }
     }
@@ -278,20 +282,22 @@ fn tile_row(wg: u32, thread: u32) -> u32 {
     wg * 64 + thread / 32 * 16 + thread % 32 / 4
 }
 
-/// What the tiles of one item hand on to each other.
+/// What the half tiles of one item hand on to each other.
 struct Walk<'a> {
-    shared: Shared,
     q: SmemAddr,
-    /// 1 in the thread that speaks for its warpgroup.
-    signal: u32,
-    /// 0: see [`settle`].
+    /// 0: see [`settle`] and [`Output::flush`].
     never: u32,
     output: &'a mut Output,
     softmax: &'a mut OnlineSoftmax,
+    /// The half whose product is next.
     probabilities: Probabilities,
     product: Product,
     /// What the output must be multiplied by at the next flush.
     factor: [f32; 2],
+    /// The bias before the half that comes next, and whether its own is another: then what is in `product` by the time that
+    /// half's P is there must be flushed.
+    old: u32,
+    moved: bool,
 }
 
 /// All tiles of one item.
@@ -312,131 +318,98 @@ unsafe fn walk(
     softmax: &mut OnlineSoftmax,
 ) {
     let signal = (thread == 0) as u32;
-    let last = first.wrapping_add(count - 1);
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
         let at = Cursor::at(first);
-        shared.k.wait_full(at);
-        let pending = issue_qk(q, shared.k_tile(at), Scores::zero());
+        shared.kv.wait_full(at);
+        wgmma::fence();
+        let (a, b) = (issue_qk::<FIRST>(q, shared.k_tile(at), Scores::zero()), issue_qk::<SECOND>(q, shared.k_tile(at), Scores::zero()));
+        wgmma::commit();
         wgmma::wait::<0>();
-        let mut a = pending.landed();
-        // An item of one tile computes that tile's scores twice, for want of a branch around a product.
-        let next = Cursor::at(if count > 1 { first.wrapping_add(1) } else { first });
-        shared.k.wait_full(next);
-        let pending = issue_qk(q, shared.k_tile(next), Scores::zero());
+        let (mut a, mut b) = (a.landed(), b.landed());
+        shared.kv.release(at, signal);
         mask_columns(&mut a, thread % 32, limit);
+        mask_columns(&mut b, thread % 32, [limit[0] - 64, limit[1] - 64]);
+        // The output is still zero: whatever it is scaled by.
         softmax.advance(&a);
         softmax.exponentiate(&mut a);
-        settle(&a, never);
-        shared.v.wait_full(at);
-        wgmma::wait::<0>();
-        let mut b = pending.landed();
-        shared.k.release(at, signal);
-        shared.k.release(next, signal & (count > 1) as u32);
-        let mut walk = Walk {
-            shared,
-            q,
-            signal,
-            never,
-            output,
-            softmax,
-            probabilities: Probabilities([0; 16]),
-            product: Product::zero(),
-            factor: [1.0; 2],
-        };
-        pack(&a, &mut walk.probabilities);
-        let mut i = first;
-        // Two tiles a turn: what one's scores leave, the scores after next fill.
-        while last.wrapping_sub(i) as i32 > 1 {
-            (a, b) = walk.tile(i, b, a, i.wrapping_sub(first));
-            i = i.wrapping_add(1);
-            if last.wrapping_sub(i) as i32 <= 1 {
-                core::mem::swap(&mut a, &mut b);
-                break;
-            }
-            (b, a) = walk.tile(i, a, b, i.wrapping_sub(first));
+        let mut probabilities = Probabilities([0; 8]);
+        pack(&a, &mut probabilities);
+        let (old, moved) = softmax.advance(&b);
+        let mut walk =
+            Walk { q, never, output, softmax, probabilities, product: Product::zero(), factor: [1.0; 2], old, moved };
+        let (mut i, end) = (first.wrapping_add(1), first.wrapping_add(count));
+        while i != end {
+            let at = Cursor::at(i);
+            shared.kv.wait_full(at);
+            a = walk.half::<FIRST>(shared.v_tile(at), shared.k_tile(at), &mut b, a, false);
+            b = walk.half::<SECOND>(shared.v_tile(at), shared.k_tile(at), &mut a, b, i.wrapping_sub(first).is_multiple_of(FLUSH_TILES));
+            shared.kv.release(at, signal);
             i = i.wrapping_add(1);
         }
-        if count > 1 {
-            walk.last_but_one(i, b);
-        }
-        walk.last(last);
+        let at = Cursor::at(end);
+        shared.kv.wait_full(at);
+        walk.last(shared.v_tile(at), b);
+        shared.kv.release(at, signal);
     }
 }
 
 impl Walk<'_> {
-    /// While the tensor core computes P V of tile `i` and the scores of tile `i + 2`, the scores of tile `i + 1` become P.
-    /// Returns the scores of tile `i + 2` and the spent registers.
+    /// One half tile: while the tensor core multiplies P with its half of the V tile at `v` and computes the scores of the
+    /// half after next, the next half's `scores` become P.
+    /// `spent` gives its registers to those scores.
     ///
     /// # Safety
-    /// As [`walk`]; P is tile `i`'s, `scores` are tile `i + 1`'s, and there is a tile `i + 2`.
+    /// As [`walk`]; `HALF` is the half that P belongs to, and also the one of the K tile at `k` after next.
     #[inline(always)]
-    unsafe fn tile(&mut self, i: u32, mut scores: Scores, spent: Scores, done: u32) -> (Scores, Scores) {
-        let shared = self.shared;
-        let next = Cursor::at(i.wrapping_add(2));
+    unsafe fn half<const HALF: u32>(&mut self, v: SmemAddr, k: SmemAddr, scores: &mut Scores, spent: Scores, flush: bool) -> Scores {
         // SAFETY: forwarded from the caller.
         unsafe {
-            shared.k.wait_full(next);
-            let product = issue_pv(&self.probabilities, shared.v_tile(Cursor::at(i)), self.product.take());
-            let pending = issue_qk(self.q, shared.k_tile(next), spent);
-            let (old, moved) = self.softmax.advance(&scores);
+            wgmma::fence();
+            let product = issue_pv::<HALF>(&self.probabilities, v, self.product.take());
+            let pending = issue_qk::<HALF>(self.q, k, spent);
+            wgmma::commit();
+            self.softmax.exponentiate(scores);
+            settle(scores, self.never);
+            wgmma::wait::<0>();
+            self.product = product.landed();
+            let next = pending.landed();
+            self.turn(scores, flush);
+            (self.old, self.moved) = self.softmax.advance(&next);
+            next
+        }
+    }
+
+    /// The last tile's products, and the item's last flush.
+    ///
+    /// # Safety
+    /// As [`Walk::half`]; P is the first half's, `scores` are the second's.
+    #[inline(always)]
+    unsafe fn last(&mut self, v: SmemAddr, mut scores: Scores) {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            wgmma::fence();
+            let product = issue_pv::<FIRST>(&self.probabilities, v, self.product.take());
+            wgmma::commit();
             self.softmax.exponentiate(&mut scores);
             settle(&scores, self.never);
-            // Nothing in PTX keeps ptxas from waiting for the products before the softmax that should hide them, and it does
-            // so when both stand in one basic block. This wait, due anyway, parts them.
-            shared.v.wait_full(Cursor::at(i.wrapping_add(1)));
             wgmma::wait::<0>();
-            shared.v.release(Cursor::at(i), self.signal);
-            shared.k.release(next, self.signal);
             self.product = product.landed();
-            self.turn(&scores, old, moved | (done % FLUSH_TILES == FLUSH_TILES - 1));
-            (pending.landed(), scores)
-        }
-    }
-
-    /// As [`Walk::tile`] where no tile `i + 2` is left.
-    ///
-    /// # Safety
-    /// As [`Walk::tile`].
-    #[inline(always)]
-    unsafe fn last_but_one(&mut self, i: u32, mut scores: Scores) {
-        let shared = self.shared;
-        // SAFETY: forwarded from the caller.
-        unsafe {
-            let product = issue_pv(&self.probabilities, shared.v_tile(Cursor::at(i)), self.product.take());
-            let (old, moved) = self.softmax.advance(&scores);
-            self.softmax.exponentiate(&mut scores);
-            settle(&scores, self.never);
-            shared.v.wait_full(Cursor::at(i.wrapping_add(1)));
+            self.turn(&scores, false);
+            wgmma::fence();
+            let product = issue_pv::<SECOND>(&self.probabilities, v, self.product.take());
+            wgmma::commit();
             wgmma::wait::<0>();
-            shared.v.release(Cursor::at(i), self.signal);
-            self.product = product.landed();
-            self.turn(&scores, old, moved);
+            self.output.flush(self.factor, &mut product.landed(), self.never);
         }
     }
 
-    /// P V of the last tile, and the item's last flush.
-    ///
-    /// # Safety
-    /// As [`Walk::tile`]; P is tile `i`'s.
+    /// Between two halves: flushes the product where that is due, and packs the next P.
     #[inline(always)]
-    unsafe fn last(&mut self, i: u32) {
-        let at = Cursor::at(i);
-        // SAFETY: forwarded from the caller.
-        unsafe {
-            let product = issue_pv(&self.probabilities, self.shared.v_tile(at), self.product.take());
-            wgmma::wait::<0>();
-            self.shared.v.release(at, self.signal);
-            self.output.flush(self.factor, &mut product.landed());
-        }
-    }
-
-    /// Between two tiles: flushes the product where that is due, and packs the next P.
-    #[inline(always)]
-    fn turn(&mut self, scores: &Scores, old: u32, flush: bool) {
-        if flush {
-            self.output.flush(self.factor, &mut self.product);
-            self.factor = self.softmax.factors(old);
+    fn turn(&mut self, scores: &Scores, flush: bool) {
+        if flush | self.moved {
+            self.output.flush(self.factor, &mut self.product, self.never);
+            self.factor = self.softmax.factors(self.old);
         }
         pack(scores, &mut self.probabilities);
     }

@@ -58,8 +58,8 @@ pub fn keep<A: Accumulator>(acc: &mut A) {
 /// Hands the indices of a 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
 /// `then! { (args) 1 2 .. 63 }`. Index 0 is left to the other macro, which often wants no comma before it.
 macro_rules! with_indices {
-    (32, $then:ident $args:tt) => {
-        $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 }
+    (16, $then:ident $args:tt) => {
+        $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 }
     };
     (64, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
@@ -91,7 +91,7 @@ macro_rules! keep_impl {
         }
     };
 }
-with_indices!(32, keep_impl(u32, 32));
+with_indices!(16, keep_impl(u32, 16));
 with_indices!(64, keep_impl(f32, 64));
 with_indices!(68, keep_impl(f32, 68));
 
@@ -169,21 +169,21 @@ with_indices!(
     )
 );
 with_indices!(
-    32,
+    16,
     product_ss(
-        /// D (64 x 128, f16) = A (64 x 32, e4m3, shared) * B^T (128 x 32, e4m3, shared) + D where `scale_d` is not 0.
+        /// D (64 x 64, f16) = A (64 x 32, e4m3, shared) * B^T (64 x 32, e4m3, shared) + D where `scale_d` is not 0.
         ///
         /// Register 2 i + h of a thread holds elements 4 i + 2 h and the next of the f32 form, packed: half the registers
         /// and half the register traffic, at 11 bits of mantissa and a largest value of 65,504.
         ///
-        /// PTX: `wgmma.mma_async.sync.aligned.m64n128k32.f16.e4m3.e4m3 d, a-desc, b-desc, p, 1, 1`. Called by a warpgroup.
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n64k32.f16.e4m3.e4m3 d, a-desc, b-desc, p, 1, 1`. Called by a warpgroup.
         ///
         /// # Safety
         /// As [`e4m3_m64n128k32_ss`].
-        e4m3_f16_m64n128k32_ss,
+        e4m3_f16_m64n64k32_ss,
         u32,
-        32,
-        "wgmma.mma_async.sync.aligned.m64n128k32.f16.e4m3.e4m3",
+        16,
+        "wgmma.mma_async.sync.aligned.m64n64k32.f16.e4m3.e4m3",
         "1, 1"
     )
 );

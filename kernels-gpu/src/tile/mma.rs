@@ -1,6 +1,6 @@
-//! The two products of one attention tile as one consumer warpgroup sees them: 64 query rows by 128 keys.
+//! The two products of half an attention tile as one consumer warpgroup sees them: 64 query rows by 64 keys.
 //!
-//! A product in flight owns its registers: [`PendingScores`] and [`PendingOutput`] give them back only through
+//! A product in flight owns its registers: [`PendingScores`] and [`PendingProduct`] give them back only through
 //! `landed`, whose contract is that the matching wait has run. Reading or writing them earlier would make ptxas
 //! serialise the whole pipeline (warning C7513).
 
@@ -9,14 +9,19 @@ use crate::ptx::SmemAddr;
 use crate::ptx::wgmma;
 use crate::unroll;
 
-/// Scores of 64 rows x 128 keys in f16: registers 2 I and 2 I + 1 of a thread hold columns 8 I + 2 (lane % 4) and the next of
-/// its first and its second row.
-pub struct Scores(pub [u32; 32]);
+/// Which half of a tile's 128 keys.
+pub const FIRST: u32 = 0;
+/// See [`FIRST`].
+pub const SECOND: u32 = 1;
+
+/// Scores of 64 rows x 64 keys in f16: registers 2 I and 2 I + 1 of a thread hold columns 8 I + 2 (lane % 4) and the next
+/// of its first and its second row.
+pub struct Scores(pub [u32; 16]);
 /// Scores whose wgmma has been issued and not waited for.
-pub struct PendingScores([u32; 32]);
-/// P in e4m3, packed as A fragments: four 32-key steps of four registers.
+pub struct PendingScores([u32; 16]);
+/// P of 64 keys in e4m3, packed as A fragments: two 32-key steps of four registers.
 #[derive(Clone, Copy)]
-pub struct Probabilities(pub [u32; 16]);
+pub struct Probabilities(pub [u32; 8]);
 /// Accumulator of P V: 64 rows x 128 dimensions, placed as `layout::accumulator_row/col` say, and in registers 64 and 66 the
 /// row sums of P, which eight rows of ones behind V^T make: numerator and denominator carry the same rounding.
 pub struct Product(pub [f32; 68]);
@@ -62,42 +67,41 @@ fn step(tile: SmemAddr, by: u32) -> u64 {
     (descriptor & !0xFFFF_FFFF) | (descriptor as u32 + by) as u64
 }
 
-/// Issues S = Q K^T over the four 32-byte steps of the head dimension and commits it as one group. `reuse` gives its
-/// registers, not its values: the first step starts from zero, and clearing 64 registers a tile would cost issue slots.
+/// Issues S = Q K^T for half `HALF` of the K tile at `k`. `reuse` gives its registers, not its values: the first step starts
+/// from zero.
 ///
 /// # Safety
-/// Called by all threads of a warpgroup, converged; both tiles are complete in shared memory and stay until the wait.
+/// Called by all threads of a warpgroup, converged, after `wgmma::fence` and before `wgmma::commit`; both tiles are complete
+/// in shared memory and stay until the wait.
 #[inline(always)]
-pub unsafe fn issue_qk(q: SmemAddr, k: SmemAddr, reuse: Scores) -> PendingScores {
+pub unsafe fn issue_qk<const HALF: u32>(q: SmemAddr, k: SmemAddr, reuse: Scores) -> PendingScores {
+    // 64 rows of 128 bytes further on, in units of 16 bytes.
+    const { assert!(HALF < 2) };
+    let at = HALF * 64 * 8;
     let mut s = reuse.0;
     // SAFETY: forwarded from the caller.
     unsafe {
-        wgmma::fence();
-        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 0), step(k, 0), 0);
-        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 2), step(k, 2), 1);
-        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 4), step(k, 4), 1);
-        wgmma::e4m3_f16_m64n128k32_ss(&mut s, step(q, 6), step(k, 6), 1);
-        wgmma::commit();
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 0), step(k, at), 0);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 2), step(k, at + 2), 1);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 4), step(k, at + 4), 1);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 6), step(k, at + 6), 1);
     }
     PendingScores(s)
 }
 
-/// Issues `product += P V` and commits it as one group.
+/// Issues `product += P V` for half `HALF` of the tokens of the V tile at `v`.
 ///
 /// # Safety
 /// As [`issue_qk`]; `p` must not be written before the wait.
 #[inline(always)]
-pub unsafe fn issue_pv(p: &Probabilities, v: SmemAddr, product: Product) -> PendingProduct {
+pub unsafe fn issue_pv<const HALF: u32>(p: &Probabilities, v: SmemAddr, product: Product) -> PendingProduct {
+    const { assert!(HALF < 2) };
     let mut o = product.0;
     let p = &p.0;
     // SAFETY: forwarded from the caller.
     unsafe {
-        wgmma::fence();
-        wgmma::e4m3_m64n136k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, 0), 1);
-        wgmma::e4m3_m64n136k32_rs(&mut o, [p[4], p[5], p[6], p[7]], step(v, 2), 1);
-        wgmma::e4m3_m64n136k32_rs(&mut o, [p[8], p[9], p[10], p[11]], step(v, 4), 1);
-        wgmma::e4m3_m64n136k32_rs(&mut o, [p[12], p[13], p[14], p[15]], step(v, 6), 1);
-        wgmma::commit();
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, HALF * 4), 1);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[4], p[5], p[6], p[7]], step(v, HALF * 4 + 2), 1);
     }
     PendingProduct(o)
 }
@@ -106,7 +110,7 @@ impl Scores {
     /// Registers for the first product.
     #[inline(always)]
     pub fn zero() -> Self {
-        Self([0; 32])
+        Self([0; 16])
     }
 }
 
@@ -134,8 +138,12 @@ impl Output {
     /// `self = self * factor + product` for the thread's two rows, and empties the product: the rescale that is due and the
     /// flush in one FMA. The FP8 tensor core accumulates with about 14 mantissa bits; without flushes the error on real rows
     /// doubles (hopper.md).
+    ///
+    /// `zero` is 0, and nothing the compiler knows: where ptxas sees a zero accumulator come out of a branch, it has the next
+    /// product ignore the accumulator under a predicate of each warp; but the tensor core takes one predicate for all four
+    /// warps of the warpgroup, and what the others had accumulated is lost.
     #[inline(always)]
-    pub fn flush(&mut self, factor: [f32; 2], product: &mut Product) {
+    pub fn flush(&mut self, factor: [f32; 2], product: &mut Product, zero: u32) {
         use crate::ptx::math::fma;
         let (rows, tile) = (&mut self.rows, &product.0);
         unroll!(I < 16 {
@@ -145,6 +153,6 @@ impl Output {
             rows[4 * I + 3] = fma(rows[4 * I + 3], factor[1], tile[4 * I + 3]);
         });
         self.sum = [fma(self.sum[0], factor[0], tile[64]), fma(self.sum[1], factor[1], tile[66])];
-        *product = Product::zero();
+        product.0 = [f32::from_bits(zero); 68];
     }
 }

@@ -54,12 +54,14 @@ impl OnlineSoftmax {
     #[inline(always)]
     pub unsafe fn advance(&mut self, s: &Scores) -> (u32, bool) {
         let old = self.bias;
+        let own = lane_max(s);
         // SAFETY: forwarded from the caller.
         unsafe {
-            let highest = row_max(s);
-            let logit = fma2(highest, self.scale, self.bias);
-            let moved = any(any_gt2(logit, HIGHEST));
+            // No exchange among the lanes as long as none has anything to say.
+            let moved = any(any_gt2(fma2(own, self.scale, self.bias), HIGHEST));
             if moved {
+                let highest = quad_max(own);
+                let logit = fma2(highest, self.scale, self.bias);
                 let bias = max2(fma2(highest ^ SIGNS, self.scale, TARGET), BIAS_MAX ^ SIGNS);
                 self.bias = select_gt2(logit, HIGHEST, bias, self.bias);
             }
@@ -72,7 +74,7 @@ impl OnlineSoftmax {
     pub fn exponentiate(&self, s: &mut Scores) {
         let (ka, kb) = (low2(self.scale), high2(self.scale));
         let (na, nb) = (low2(self.bias), high2(self.bias));
-        unroll!(I < 16 {
+        unroll!(I < 8 {
             s.0[2 * I] = ex2_2(fma2(s.0[2 * I], ka, na));
             s.0[2 * I + 1] = ex2_2(fma2(s.0[2 * I + 1], kb, nb));
         });
@@ -93,34 +95,36 @@ impl OnlineSoftmax {
     }
 }
 
-/// Has P computed before this point: ptxas otherwise sinks the exponentials past the waits that they should fill, next to
-/// their use. It cannot know that `never` is 0 and nothing is stored.
+/// Has P computed before this point, in a block of its own: ptxas otherwise sinks the exponentials past the wait that they
+/// should fill, next to their use. It cannot know that `never` is 0.
 ///
 /// # Safety
-/// `never` is 0.
+/// `never` is 0, the same in all threads.
 #[inline(always)]
 pub unsafe fn settle(s: &Scores, never: u32) {
-    unroll!(I < 8 {
-        // SAFETY: nothing is stored.
-        unsafe { smem::st_v4_if(smem::base(), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]], never) };
-    });
+    if never != 0 {
+        unroll!(I < 4 {
+            // SAFETY: does not happen.
+            unsafe { smem::st_v4(smem::base(), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]]) };
+        });
+    }
 }
 
-/// Largest score of the two rows: f16 of the first and the second.
-///
+/// Largest score among the lane's own of each row: f16 of the first and the second.
+#[inline(always)]
+fn lane_max(s: &Scores) -> u32 {
+    let mut m = [max2(s.0[0], s.0[2]), max2(s.0[1], s.0[3])];
+    unroll!(I in [2 3 4 5 6 7] {
+        m[0] = max2(m[0], s.0[2 * I]);
+        m[1] = max2(m[1], s.0[2 * I + 1]);
+    });
+    max2(max2(lows(m[0], m[1]), highs(m[0], m[1])), LOWEST)
+}
+
 /// # Safety
 /// Called by whole warps, converged.
 #[inline(always)]
-unsafe fn row_max(s: &Scores) -> u32 {
-    let mut m = [max2(s.0[0], s.0[2]), max2(s.0[1], s.0[3]), max2(s.0[4], s.0[6]), max2(s.0[5], s.0[7])];
-    unroll!(I in [2 3 4 5 6 7] {
-        m[0] = max2(m[0], s.0[4 * I]);
-        m[1] = max2(m[1], s.0[4 * I + 1]);
-        m[2] = max2(m[2], s.0[4 * I + 2]);
-        m[3] = max2(m[3], s.0[4 * I + 3]);
-    });
-    let (a, b) = (max2(m[0], m[2]), max2(m[1], m[3]));
-    let x = max2(max2(lows(a, b), highs(a, b)), LOWEST);
+unsafe fn quad_max(x: u32) -> u32 {
     // SAFETY: forwarded from the caller.
     unsafe {
         let x = max2(x, shfl_bfly_u32(x, 1));
@@ -128,13 +132,13 @@ unsafe fn row_max(s: &Scores) -> u32 {
     }
 }
 
-/// Minus infinity for every column past the row's last visible one (`limit`, relative to the tile; negative: none).
+/// Minus infinity for every column past the row's last visible one (`limit`, relative to the half; negative: none).
 #[inline(always)]
 pub fn mask_columns(s: &mut Scores, lane: u32, limit: [i32; 2]) {
     // Column of register 2 I + c is 8 I + 2 (lane % 4): move the lane's share to the other side once.
     let first = (lane % 4 * 2) as i32;
     let (a, b) = (limit[0] - first, limit[1] - first);
-    unroll!(I < 16 {
+    unroll!(I < 8 {
         const COL: i32 = 8 * I as i32;
         s.0[2 * I] = masked(s.0[2 * I], COL, a);
         s.0[2 * I + 1] = masked(s.0[2 * I + 1], COL, b);
@@ -152,7 +156,7 @@ fn masked(pair: u32, col: i32, limit: i32) -> u32 {
 /// Packs P to e4m3 A fragments; no shuffles, because V tiles hold their tokens in `layout::V_TOKEN_ORDER`.
 #[inline(always)]
 pub fn pack(s: &Scores, p: &mut Probabilities) {
-    unroll!(C < 4 {
+    unroll!(C < 2 {
         p.0[C * 4] = e4m3x4(s.0[C * 8], s.0[C * 8 + 2]);
         p.0[C * 4 + 1] = e4m3x4(s.0[C * 8 + 1], s.0[C * 8 + 3]);
         p.0[C * 4 + 2] = e4m3x4(s.0[C * 8 + 4], s.0[C * 8 + 6]);
