@@ -25,6 +25,8 @@ const ONES: u32 = 0x3838_3838;
 /// Bounds of a row's scale in f16.
 const LARGEST_SCALE: f32 = 60_000.0;
 const SMALLEST_SCALE: f32 = 1.0 / 16_777_216.0;
+/// Threads that take turns at the exponentials: both consumer warpgroups.
+const TURNS: u32 = CONSUMERS * 128;
 const LN_2: f32 = core::f32::consts::LN_2;
 
 /// Shared-memory rings and tiles.
@@ -251,6 +253,9 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
     let (mut k, mut stage) = (0, 0);
     // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
     unsafe {
+        if wg == 1 {
+            barrier::arrive_at::<TURNS>(1);
+        }
         while item(p, k).is_some() {
             let at = Cursor::at(k);
             let mut output = Output::zero();
@@ -264,7 +269,7 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
                 let mut softmax = OnlineSoftmax::new([scale(scales), scale(scales.offset(32))]);
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(shared, q_rows(shared.q_tile(at), wg), stage, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
+                walk(shared, q_rows(shared.q_tile(at), wg), stage, count, thread, wg + 1, p.reserved as u32, limit, &mut output, &mut softmax);
                 bias = softmax.bias();
                 stage += count + 1;
             }
@@ -272,6 +277,9 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
             warp::sync();
             shared.q.release(at, special::tid_x_again().is_multiple_of(32) as u32);
             k += 1;
+        }
+        if wg == 0 {
+            barrier::sync_at::<TURNS>(1);
         }
     }
 }
@@ -287,6 +295,8 @@ struct Walk<'a> {
     q: SmemAddr,
     /// 0: see [`settle`] and [`Output::flush`].
     never: u32,
+    /// The barrier at which this warpgroup waits for its turn to exponentiate: 1 or 2.
+    turn: u32,
     output: &'a mut Output,
     softmax: &'a mut OnlineSoftmax,
     /// The half whose product is next.
@@ -312,6 +322,7 @@ unsafe fn walk(
     first: u32,
     count: u32,
     thread: u32,
+    turn: u32,
     never: u32,
     limit: [i32; 2],
     output: &mut Output,
@@ -337,18 +348,25 @@ unsafe fn walk(
         pack(&a, &mut probabilities);
         let (old, moved) = softmax.advance(&b);
         let mut walk =
-            Walk { q, never, output, softmax, probabilities, product: Product::zero(), factor: [1.0; 2], old, moved };
+            Walk { q, never, turn, output, softmax, probabilities, product: Product::zero(), factor: [1.0; 2], old, moved };
         let (mut i, end) = (first.wrapping_add(1), first.wrapping_add(count));
+        let mut there = shared.kv.is_full(Cursor::at(i));
         while i != end {
             let at = Cursor::at(i);
-            shared.kv.wait_full(at);
+            if !there {
+                shared.kv.wait_full(at);
+            }
             a = walk.half::<FIRST>(shared.v_tile(at), shared.k_tile(at), &mut b, a, false);
+            // Asked here and looked at a half later: the answer takes 40 clocks.
+            there = shared.kv.is_full(Cursor::at(i.wrapping_add(1)));
             b = walk.half::<SECOND>(shared.v_tile(at), shared.k_tile(at), &mut a, b, i.wrapping_sub(first).is_multiple_of(FLUSH_TILES));
             shared.kv.release(at, signal);
             i = i.wrapping_add(1);
         }
         let at = Cursor::at(end);
-        shared.kv.wait_full(at);
+        if !there {
+            shared.kv.wait_full(at);
+        }
         walk.last(shared.v_tile(at), b);
         shared.kv.release(at, signal);
     }
@@ -369,12 +387,15 @@ impl Walk<'_> {
             let product = issue_pv::<HALF>(&self.probabilities, v, self.product.take());
             let pending = issue_qk::<HALF>(self.q, k, spent);
             wgmma::commit();
+            barrier::sync_at::<TURNS>(self.turn);
+            self.softmax.not_before(self.never);
             self.softmax.exponentiate(scores);
             settle(scores, self.never);
+            barrier::arrive_at::<TURNS>(self.turn ^ 3);
             wgmma::wait::<0>();
             self.product = product.landed();
             let next = pending.landed();
-            self.turn(scores, flush);
+            self.hand_over(scores, flush);
             (self.old, self.moved) = self.softmax.advance(&next);
             next
         }
@@ -391,11 +412,14 @@ impl Walk<'_> {
             wgmma::fence();
             let product = issue_pv::<FIRST>(&self.probabilities, v, self.product.take());
             wgmma::commit();
+            barrier::sync_at::<TURNS>(self.turn);
+            self.softmax.not_before(self.never);
             self.softmax.exponentiate(&mut scores);
             settle(&scores, self.never);
+            barrier::arrive_at::<TURNS>(self.turn ^ 3);
             wgmma::wait::<0>();
             self.product = product.landed();
-            self.turn(&scores, false);
+            self.hand_over(&scores, false);
             wgmma::fence();
             let product = issue_pv::<SECOND>(&self.probabilities, v, self.product.take());
             wgmma::commit();
@@ -406,7 +430,7 @@ impl Walk<'_> {
 
     /// Between two halves: flushes the product where that is due, and packs the next P.
     #[inline(always)]
-    fn turn(&mut self, scores: &Scores, flush: bool) {
+    fn hand_over(&mut self, scores: &Scores, flush: bool) {
         if flush | self.moved {
             self.output.flush(self.factor, &mut self.product, self.never);
             self.factor = self.softmax.factors(self.old);

@@ -107,6 +107,16 @@ impl<const STAGES: u32> Ring<STAGES> {
         unsafe { mbarrier::wait(self.full(at), at.parity()) }
     }
 
+    /// Consumer: whether the stage's data is there already.
+    ///
+    /// # Safety
+    /// The ring is initialised.
+    #[inline(always)]
+    pub unsafe fn is_full(self, at: Cursor<STAGES>) -> bool {
+        // SAFETY: forwarded.
+        unsafe { mbarrier::test_wait(self.full(at), at.parity()) }
+    }
+
     /// Consumer: gives the stage back; counts where `on` is 1 (one thread a warpgroup).
     ///
     /// # Safety

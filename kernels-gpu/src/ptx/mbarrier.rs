@@ -126,3 +126,23 @@ pub unsafe fn wait(bar: SmemAddr, parity: u32) {
     // SAFETY: the caller's obligation.
     while !unsafe { try_wait(bar, parity) } {}
 }
+
+/// Whether the phase of parity `parity` has completed (acquire), without waiting.
+/// PTX: `mbarrier.test_wait.parity.shared::cta.b64 p, [bar], parity`. Called by a thread.
+///
+/// # Safety
+/// As [`try_wait`].
+#[inline(always)]
+pub unsafe fn test_wait(bar: SmemAddr, parity: u32) -> bool {
+    let done: u32;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [{bar}], {parity}; selp.u32 {done}, 1, 0, p; }}",
+            done = out(reg32) done,
+            bar = in(reg32) bar.0,
+            parity = in(reg32) parity,
+        );
+    }
+    done != 0
+}

@@ -94,6 +94,18 @@ pub unsafe fn st_v4_if(at: SmemAddr, value: [u32; 4], on: u32) {
     }
 }
 
+/// Where `on` is not 0, loads 32 bits; elsewhere `value` stays. PTX: `@p ld.shared.u32 d, [a]`. Called by any thread.
+///
+/// # Safety
+/// As [`ld_u32`], for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn ld_u32_if(at: SmemAddr, value: &mut u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {2}, 0; @p ld.shared.u32 {0}, [{1}]; }}", inout(reg32) *value, in(reg32) at.0, in(reg32) on);
+    }
+}
+
 /// Loads an f32. PTX: `ld.shared.f32 d, [a]`. Called by any thread.
 ///
 /// # Safety

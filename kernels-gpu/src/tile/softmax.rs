@@ -80,6 +80,16 @@ impl OnlineSoftmax {
         });
     }
 
+    /// Has the exponentials that follow computed after this point.
+    ///
+    /// # Safety
+    /// `never` is 0.
+    #[inline(always)]
+    pub unsafe fn not_before(&mut self, never: u32) {
+        // SAFETY: nothing is loaded.
+        unsafe { smem::ld_u32_if(smem::base(), &mut self.bias, never) };
+    }
+
     /// Factors that bring sums and outputs made under the bias `old` to the present one.
     #[inline(always)]
     pub fn factors(&self, old: u32) -> [f32; 2] {
@@ -105,7 +115,7 @@ pub unsafe fn settle(s: &Scores, never: u32) {
     if never != 0 {
         unroll!(I < 4 {
             // SAFETY: does not happen.
-            unsafe { smem::st_v4(smem::base(), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]]) };
+            unsafe { smem::st_v4(smem::base().offset(16 * I as u32), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]]) };
         });
     }
 }
