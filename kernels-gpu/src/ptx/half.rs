@@ -8,6 +8,18 @@ pub fn fma2(a: u32, b: u32, c: u32) -> u32 {
     pure32!(u32, "fma.rn.f16x2 {}, {}, {}, {};", a, b, c)
 }
 
+/// `a * b + c` of both halves, clamped to 0..1; NaN gives 0. PTX: `fma.rn.sat.f16x2 d, a, b, c`. Called by any thread.
+#[inline(always)]
+pub fn fma2_sat(a: u32, b: u32, c: u32) -> u32 {
+    pure32!(u32, "fma.rn.sat.f16x2 {}, {}, {}, {};", a, b, c)
+}
+
+/// `a - b` of both halves. PTX: `sub.rn.f16x2 d, a, b`. Called by any thread.
+#[inline(always)]
+pub fn sub2(a: u32, b: u32) -> u32 {
+    pure32!(u32, "sub.rn.f16x2 {}, {}, {};", a, b)
+}
+
 /// `a * b` of both halves. PTX: `mul.rn.f16x2 d, a, b`. Called by any thread.
 #[inline(always)]
 pub fn mul2(a: u32, b: u32) -> u32 {

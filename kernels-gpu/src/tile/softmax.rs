@@ -7,7 +7,7 @@
 use super::mma::{Probabilities, Scores};
 use crate::ptx::{
     cvt::{f16x2, f16x2_to_f32},
-    half::{any_gt2, e4m3x4, ex2_2, fma2, high2, highs, low2, lows, max2, min2, select_gt2},
+    half::{any_gt2, e4m3x4, ex2_2, fma2, fma2_sat, high2, highs, low2, lows, max2, min2, mul2, select_gt2, sub2},
     math::ex2,
     smem,
     warp::{any, shfl_bfly_u32},
@@ -26,6 +26,20 @@ const HIGHEST: u32 = both(0x4860);
 const LOWEST: u32 = both(0xfb53);
 /// Bounds of the bias, +-60,000: finite, so that no infinity meets its opposite.
 const BIAS_MAX: u32 = both(0x7b53);
+/// Registers of a half tile whose exponentials are polynomials.
+const POLYNOMIAL: u32 = 0b0101_0010_0101_0010;
+/// Their argument is (logit + 11) / 32, so that the multiply-add that makes it can clamp it below: 1 / 32, 11 / 32 and 32.
+const SCALE: u32 = both(0x2800);
+const OFFSET: u32 = both(0x3580);
+const SPAN: u32 = both(0x5000);
+/// 11; a bias is rounded to what this can be added to without rounding.
+const LOWER: u32 = both(0x4980);
+/// 1536 - 11.
+const SHIFT: u32 = both(0x65f5);
+/// The parabola nearest to 2^f (relatively) for f from -1/2 to 1/2.
+const C0: u32 = both(0x3c00);
+const C1: u32 = both(0x39a1);
+const C2: u32 = both(0x33a1);
 const MINUS_INFINITY: u32 = 0xfc00;
 const SIGNS: u32 = 0x8000_8000;
 
@@ -35,6 +49,9 @@ pub struct OnlineSoftmax {
     scale: u32,
     /// Added to the base-2 logit, f16 of the first and the second row.
     bias: u32,
+    /// Both of them, as [`polynomial`] wants its argument: (logit + 11) / 32.
+    scale32: u32,
+    bias32: u32,
 }
 
 impl OnlineSoftmax {
@@ -43,7 +60,8 @@ impl OnlineSoftmax {
     #[inline(always)]
     pub fn new(scale: [f32; 2]) -> Self {
         let scale = f16x2(scale[0], scale[1]);
-        Self { scale, bias: min2(fma2(LOWEST ^ SIGNS, scale, TARGET), BIAS_MAX) }
+        let bias = min2(fma2(LOWEST ^ SIGNS, scale, TARGET), BIAS_MAX);
+        Self { scale, bias, scale32: mul2(scale, SCALE), bias32: fma2(bias, SCALE, OFFSET) }
     }
 
     /// Sets the bias anew for rows whose maximum has outgrown the headroom. Returns the old bias, and whether any row of the
@@ -63,20 +81,33 @@ impl OnlineSoftmax {
                 let highest = quad_max(own);
                 let logit = fma2(highest, self.scale, self.bias);
                 let bias = max2(fma2(highest ^ SIGNS, self.scale, TARGET), BIAS_MAX ^ SIGNS);
+                let bias = sub2(sub2(bias, LOWER ^ SIGNS), LOWER);
                 self.bias = select_gt2(logit, HIGHEST, bias, self.bias);
+                self.bias32 = fma2(self.bias, SCALE, OFFSET);
             }
             (old, moved)
         }
     }
 
-    /// Turns scores into P (not yet rounded to e4m3), in place.
+    /// Turns scores into P (not yet rounded to e4m3), in place. Three in eight of them by polynomial, in the issue slots that
+    /// the other exponentials leave: those come out of their unit one in eight clocks.
     #[inline(always)]
     pub fn exponentiate(&self, s: &mut Scores) {
         let (ka, kb) = (low2(self.scale), high2(self.scale));
         let (na, nb) = (low2(self.bias), high2(self.bias));
+        let (pa, pb) = (low2(self.scale32), high2(self.scale32));
+        let (qa, qb) = (low2(self.bias32), high2(self.bias32));
         unroll!(I < 8 {
-            s.0[2 * I] = ex2_2(fma2(s.0[2 * I], ka, na));
-            s.0[2 * I + 1] = ex2_2(fma2(s.0[2 * I + 1], kb, nb));
+            if POLYNOMIAL >> (2 * I) & 1 != 0 {
+                s.0[2 * I] = polynomial(fma2_sat(s.0[2 * I], pa, qa));
+            } else {
+                s.0[2 * I] = ex2_2(fma2(s.0[2 * I], ka, na));
+            }
+            if POLYNOMIAL >> (2 * I + 1) & 1 != 0 {
+                s.0[2 * I + 1] = polynomial(fma2_sat(s.0[2 * I + 1], pb, qb));
+            } else {
+                s.0[2 * I + 1] = ex2_2(fma2(s.0[2 * I + 1], kb, nb));
+            }
         });
     }
 
@@ -118,6 +149,18 @@ pub unsafe fn settle(s: &Scores, never: u32) {
             unsafe { smem::st_v4(smem::base().offset(16 * I as u32), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]]) };
         });
     }
+}
+
+/// 2^(32 y - 11) of both halves for y from 0 to 1, relative error under 2^-8: of y's rounding and of a parabola for the
+/// fraction. What lies below 2^-10 is 0 in e4m3.
+#[inline(always)]
+fn polynomial(y: u32) -> u32 {
+    // n + 1536, where n is the nearest integer to the exponent: f16 has steps of 1 there.
+    let shifted = fma2(y, SPAN, SHIFT);
+    let fraction = fma2(y, SPAN, sub2(SHIFT, shifted));
+    let power = fma2(fma2(fraction, C2, C1), fraction, C0);
+    // n into the exponent field. Adding a negative n to the low half carries into the high half: one unit in its last place.
+    (shifted & 0x003f_003f).wrapping_mul(1024).wrapping_add(power)
 }
 
 /// Largest score among the lane's own of each row: f16 of the first and the second.
