@@ -25,8 +25,6 @@ const ONES: u32 = 0x3838_3838;
 /// Bounds of a row's scale in f16.
 const LARGEST_SCALE: f32 = 60_000.0;
 const SMALLEST_SCALE: f32 = 1.0 / 16_777_216.0;
-/// Threads that take turns at the exponentials: both consumer warpgroups.
-const TURNS: u32 = CONSUMERS * 128;
 const LN_2: f32 = core::f32::consts::LN_2;
 
 /// Shared-memory rings and tiles.
@@ -253,9 +251,6 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
     let (mut k, mut stage) = (0, 0);
     // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
     unsafe {
-        if wg == 1 {
-            barrier::arrive_at::<TURNS>(1);
-        }
         while item(p, k).is_some() {
             let at = Cursor::at(k);
             let mut output = Output::zero();
@@ -269,7 +264,7 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
                 let mut softmax = OnlineSoftmax::new([scale(scales), scale(scales.offset(32))]);
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(shared, q_rows(shared.q_tile(at), wg), stage, count, thread, wg + 1, p.reserved as u32, limit, &mut output, &mut softmax);
+                walk(shared, q_rows(shared.q_tile(at), wg), stage, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
                 bias = softmax.bias();
                 stage += count + 1;
             }
@@ -277,9 +272,6 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
             warp::sync();
             shared.q.release(at, special::tid_x_again().is_multiple_of(32) as u32);
             k += 1;
-        }
-        if wg == 0 {
-            barrier::sync_at::<TURNS>(1);
         }
     }
 }
@@ -295,8 +287,6 @@ struct Walk<'a> {
     q: SmemAddr,
     /// 0: see [`settle`] and [`Output::flush`].
     never: u32,
-    /// The barrier at which this warpgroup waits for its turn to exponentiate: 1 or 2.
-    turn: u32,
     output: &'a mut Output,
     softmax: &'a mut OnlineSoftmax,
     /// The half whose product is next.
@@ -322,7 +312,6 @@ unsafe fn walk(
     first: u32,
     count: u32,
     thread: u32,
-    turn: u32,
     never: u32,
     limit: [i32; 2],
     output: &mut Output,
@@ -343,12 +332,22 @@ unsafe fn walk(
         mask_columns(&mut b, thread % 32, [limit[0] - 64, limit[1] - 64]);
         // The output is still zero: whatever it is scaled by.
         softmax.advance(&a);
-        softmax.exponentiate(&mut a);
+        softmax.advance(&b);
+        softmax.exponentiate::<0>(&mut a);
+        softmax.exponentiate::<1>(&mut a);
         let mut probabilities = Probabilities([0; 8]);
         pack(&a, &mut probabilities);
-        let (old, moved) = softmax.advance(&b);
-        let mut walk =
-            Walk { q, never, turn, output, softmax, probabilities, product: Product::zero(), factor: [1.0; 2], old, moved };
+        let mut walk = Walk {
+            q,
+            never,
+            output,
+            old: 0,
+            moved: false,
+            softmax,
+            probabilities,
+            product: Product::zero(),
+            factor: [1.0; 2],
+        };
         let (mut i, end) = (first.wrapping_add(1), first.wrapping_add(count));
         let mut there = shared.kv.is_full(Cursor::at(i));
         while i != end {
@@ -356,10 +355,11 @@ unsafe fn walk(
             if !there {
                 shared.kv.wait_full(at);
             }
-            a = walk.half::<FIRST>(shared.v_tile(at), shared.k_tile(at), &mut b, a, false);
+            let done = i.wrapping_sub(first) % FLUSH_TILES;
+            a = walk.half::<FIRST>(shared.v_tile(at), shared.k_tile(at), &mut b, a, (done != 1) as u32, false);
             // Asked here and looked at a half later: the answer takes 40 clocks.
             there = shared.kv.is_full(Cursor::at(i.wrapping_add(1)));
-            b = walk.half::<SECOND>(shared.v_tile(at), shared.k_tile(at), &mut a, b, i.wrapping_sub(first).is_multiple_of(FLUSH_TILES));
+            b = walk.half::<SECOND>(shared.v_tile(at), shared.k_tile(at), &mut a, b, 1, done == 0);
             shared.kv.release(at, signal);
             i = i.wrapping_add(1);
         }
@@ -367,7 +367,7 @@ unsafe fn walk(
         if !there {
             shared.kv.wait_full(at);
         }
-        walk.last(shared.v_tile(at), b);
+        walk.last(shared.v_tile(at), b, (count % FLUSH_TILES != 1) as u32);
         shared.kv.release(at, signal);
     }
 }
@@ -380,18 +380,17 @@ impl Walk<'_> {
     /// # Safety
     /// As [`walk`]; `HALF` is the half that P belongs to, and also the one of the K tile at `k` after next.
     #[inline(always)]
-    unsafe fn half<const HALF: u32>(&mut self, v: SmemAddr, k: SmemAddr, scores: &mut Scores, spent: Scores, flush: bool) -> Scores {
+    unsafe fn half<const HALF: u32>(&mut self, v: SmemAddr, k: SmemAddr, scores: &mut Scores, spent: Scores, add: u32, flush: bool) -> Scores {
         // SAFETY: forwarded from the caller.
         unsafe {
             wgmma::fence();
-            let product = issue_pv::<HALF>(&self.probabilities, v, self.product.take());
+            let product = issue_pv::<HALF>(&self.probabilities, v, self.product.take(), add);
             let pending = issue_qk::<HALF>(self.q, k, spent);
             wgmma::commit();
-            barrier::sync_at::<TURNS>(self.turn);
-            self.softmax.not_before(self.never);
-            self.softmax.exponentiate(scores);
+            self.softmax.part(self.never);
+            self.softmax.exponentiate::<0>(scores);
+            self.softmax.exponentiate::<1>(scores);
             settle(scores, self.never);
-            barrier::arrive_at::<TURNS>(self.turn ^ 3);
             wgmma::wait::<0>();
             self.product = product.landed();
             let next = pending.landed();
@@ -406,34 +405,38 @@ impl Walk<'_> {
     /// # Safety
     /// As [`Walk::half`]; P is the first half's, `scores` are the second's.
     #[inline(always)]
-    unsafe fn last(&mut self, v: SmemAddr, mut scores: Scores) {
+    unsafe fn last(&mut self, v: SmemAddr, mut scores: Scores, add: u32) {
         // SAFETY: forwarded from the caller.
         unsafe {
             wgmma::fence();
-            let product = issue_pv::<FIRST>(&self.probabilities, v, self.product.take());
+            let product = issue_pv::<FIRST>(&self.probabilities, v, self.product.take(), add);
             wgmma::commit();
-            barrier::sync_at::<TURNS>(self.turn);
-            self.softmax.not_before(self.never);
-            self.softmax.exponentiate(&mut scores);
+            self.softmax.part(self.never);
+            self.softmax.exponentiate::<0>(&mut scores);
+            self.softmax.exponentiate::<1>(&mut scores);
             settle(&scores, self.never);
-            barrier::arrive_at::<TURNS>(self.turn ^ 3);
             wgmma::wait::<0>();
             self.product = product.landed();
             self.hand_over(&scores, false);
             wgmma::fence();
-            let product = issue_pv::<SECOND>(&self.probabilities, v, self.product.take());
+            let product = issue_pv::<SECOND>(&self.probabilities, v, self.product.take(), 1);
             wgmma::commit();
             wgmma::wait::<0>();
-            self.output.flush(self.factor, &mut product.landed(), self.never);
+            self.output.flush(self.factor, &product.landed());
         }
     }
 
     /// Between two halves: flushes the product where that is due, and packs the next P.
     #[inline(always)]
     fn hand_over(&mut self, scores: &Scores, flush: bool) {
-        if flush | self.moved {
-            self.output.flush(self.factor, &mut self.product, self.never);
-            self.factor = self.softmax.factors(self.old);
+        if self.moved {
+            let factor = self.softmax.factors(self.old);
+            self.product.rescale(factor);
+            self.factor = [self.factor[0] * factor[0], self.factor[1] * factor[1]];
+        }
+        if flush {
+            self.output.flush(self.factor, &self.product);
+            self.factor = [1.0; 2];
         }
         pack(scores, &mut self.probabilities);
     }

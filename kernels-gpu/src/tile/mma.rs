@@ -89,18 +89,18 @@ pub unsafe fn issue_qk<const HALF: u32>(q: SmemAddr, k: SmemAddr, reuse: Scores)
     PendingScores(s)
 }
 
-/// Issues `product += P V` for half `HALF` of the tokens of the V tile at `v`.
+/// Issues `product += P V`, or, where `add` is 0, `product = P V`, for half `HALF` of the tokens of the V tile at `v`.
 ///
 /// # Safety
-/// As [`issue_qk`]; `p` must not be written before the wait.
+/// As [`issue_qk`]; `p` must not be written before the wait; `add` is the same in the whole warpgroup.
 #[inline(always)]
-pub unsafe fn issue_pv<const HALF: u32>(p: &Probabilities, v: SmemAddr, product: Product) -> PendingProduct {
+pub unsafe fn issue_pv<const HALF: u32>(p: &Probabilities, v: SmemAddr, product: Product, add: u32) -> PendingProduct {
     const { assert!(HALF < 2) };
     let mut o = product.0;
     let p = &p.0;
     // SAFETY: forwarded from the caller.
     unsafe {
-        wgmma::e4m3_m64n136k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, HALF * 4), 1);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, HALF * 4), add);
         wgmma::e4m3_m64n136k32_rs(&mut o, [p[4], p[5], p[6], p[7]], step(v, HALF * 4 + 2), 1);
     }
     PendingProduct(o)
@@ -126,6 +126,19 @@ impl Product {
     pub fn zero() -> Self {
         Self([0.0; 68])
     }
+
+    /// Brings the thread's two rows to another bias.
+    #[inline(always)]
+    pub fn rescale(&mut self, factor: [f32; 2]) {
+        unroll!(I < 16 {
+            self.0[4 * I] *= factor[0];
+            self.0[4 * I + 1] *= factor[0];
+            self.0[4 * I + 2] *= factor[1];
+            self.0[4 * I + 3] *= factor[1];
+        });
+        self.0[64] *= factor[0];
+        self.0[66] *= factor[1];
+    }
 }
 
 impl Output {
@@ -135,15 +148,10 @@ impl Output {
         Self { rows: [0.0; 64], sum: [0.0; 2] }
     }
 
-    /// `self = self * factor + product` for the thread's two rows, and empties the product: the rescale that is due and the
-    /// flush in one FMA. The FP8 tensor core accumulates with about 14 mantissa bits; without flushes the error on real rows
-    /// doubles (hopper.md).
-    ///
-    /// `zero` is 0, and nothing the compiler knows: where ptxas sees a zero accumulator come out of a branch, it has the next
-    /// product ignore the accumulator under a predicate of each warp; but the tensor core takes one predicate for all four
-    /// warps of the warpgroup, and what the others had accumulated is lost.
+    /// `self = self * factor + product` for the thread's two rows: a rescale that is due and the flush in one FMA. The FP8
+    /// tensor core accumulates with about 14 mantissa bits; without flushes the error on real rows doubles (hopper.md).
     #[inline(always)]
-    pub fn flush(&mut self, factor: [f32; 2], product: &mut Product, zero: u32) {
+    pub fn flush(&mut self, factor: [f32; 2], product: &Product) {
         use crate::ptx::math::fma;
         let (rows, tile) = (&mut self.rows, &product.0);
         unroll!(I < 16 {
@@ -153,6 +161,5 @@ impl Output {
             rows[4 * I + 3] = fma(rows[4 * I + 3], factor[1], tile[4 * I + 3]);
         });
         self.sum = [fma(self.sum[0], factor[0], tile[64]), fma(self.sum[1], factor[1], tile[66])];
-        product.0 = [f32::from_bits(zero); 68];
     }
 }

@@ -19,7 +19,7 @@ const fn both(bits: u32) -> u32 {
     bits | bits << 16
 }
 /// 2^7 is what a row's P is scaled to when its bias is set: 7.
-const TARGET: u32 = both(0x4700);
+const TARGET: u32 = both(0x4600);
 /// Logits up to 8.75 fit e4m3 (448 = 2^8.807).
 const HIGHEST: u32 = both(0x4860);
 /// The lowest score that counts as a maximum, -60,000: 65,504 would be the f16 limit.
@@ -27,7 +27,7 @@ const LOWEST: u32 = both(0xfb53);
 /// Bounds of the bias, +-60,000: finite, so that no infinity meets its opposite.
 const BIAS_MAX: u32 = both(0x7b53);
 /// Registers of a half tile whose exponentials are polynomials.
-const POLYNOMIAL: u32 = 0b0101_0010_0101_0010;
+const POLYNOMIAL: u32 = 0b0001_0000_0001_0000;
 /// Their argument is (logit + 11) / 32, so that the multiply-add that makes it can clamp it below: 1 / 32, 11 / 32 and 32.
 const SCALE: u32 = both(0x2800);
 const OFFSET: u32 = both(0x3580);
@@ -92,33 +92,40 @@ impl OnlineSoftmax {
     /// Turns scores into P (not yet rounded to e4m3), in place. Three in eight of them by polynomial, in the issue slots that
     /// the other exponentials leave: those come out of their unit one in eight clocks.
     #[inline(always)]
-    pub fn exponentiate(&self, s: &mut Scores) {
+    pub fn exponentiate<const PART: usize>(&self, s: &mut Scores) {
         let (ka, kb) = (low2(self.scale), high2(self.scale));
         let (na, nb) = (low2(self.bias), high2(self.bias));
         let (pa, pb) = (low2(self.scale32), high2(self.scale32));
         let (qa, qb) = (low2(self.bias32), high2(self.bias32));
-        unroll!(I < 8 {
-            if POLYNOMIAL >> (2 * I) & 1 != 0 {
-                s.0[2 * I] = polynomial(fma2_sat(s.0[2 * I], pa, qa));
+        unroll!(I < 4 {
+            if POLYNOMIAL >> (8 * PART + 2 * I) & 1 != 0 {
+                s.0[8 * PART + 2 * I] = polynomial(fma2_sat(s.0[8 * PART + 2 * I], pa, qa));
             } else {
-                s.0[2 * I] = ex2_2(fma2(s.0[2 * I], ka, na));
+                s.0[8 * PART + 2 * I] = ex2_2(fma2(s.0[8 * PART + 2 * I], ka, na));
             }
-            if POLYNOMIAL >> (2 * I + 1) & 1 != 0 {
-                s.0[2 * I + 1] = polynomial(fma2_sat(s.0[2 * I + 1], pb, qb));
+            if POLYNOMIAL >> (8 * PART + 2 * I + 1) & 1 != 0 {
+                s.0[8 * PART + 2 * I + 1] = polynomial(fma2_sat(s.0[8 * PART + 2 * I + 1], pb, qb));
             } else {
-                s.0[2 * I + 1] = ex2_2(fma2(s.0[2 * I + 1], kb, nb));
+                s.0[8 * PART + 2 * I + 1] = ex2_2(fma2(s.0[8 * PART + 2 * I + 1], kb, nb));
             }
         });
     }
 
-    /// Has the exponentials that follow computed after this point.
+    /// Parts the products issued before this from the exponentials that follow: ptxas would spread both over each other, and
+    /// the tensor core would wait for the last product. It cannot know that `never` is 0 and the scales stay what they are.
     ///
     /// # Safety
-    /// `never` is 0.
+    /// `never` is 0, the same in all threads.
     #[inline(always)]
-    pub unsafe fn not_before(&mut self, never: u32) {
-        // SAFETY: nothing is loaded.
-        unsafe { smem::ld_u32_if(smem::base(), &mut self.bias, never) };
+    pub unsafe fn part(&mut self, never: u32) {
+        if never != 0 {
+            // SAFETY: does not happen. A loop, because ptxas would make predicated instructions of anything shorter.
+            unsafe {
+                while smem::ld_volatile_u32(smem::base()) != never {}
+                self.bias = smem::ld_volatile_u32(smem::base());
+                self.bias32 = smem::ld_volatile_u32(smem::base());
+            }
+        }
     }
 
     /// Factors that bring sums and outputs made under the bias `old` to the present one.
@@ -144,10 +151,13 @@ impl OnlineSoftmax {
 #[inline(always)]
 pub unsafe fn settle(s: &Scores, never: u32) {
     if never != 0 {
-        unroll!(I < 4 {
-            // SAFETY: does not happen.
-            unsafe { smem::st_v4(smem::base().offset(16 * I as u32), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]]) };
-        });
+        // SAFETY: does not happen.
+        unsafe {
+            unroll!(I < 4 {
+                smem::st_v4(smem::base().offset(16 * I as u32), [s.0[4 * I], s.0[4 * I + 1], s.0[4 * I + 2], s.0[4 * I + 3]]);
+            });
+            while smem::ld_volatile_u32(smem::base()) != never {}
+        }
     }
 }
 
