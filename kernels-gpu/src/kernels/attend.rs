@@ -17,7 +17,7 @@ use crate::ptx::{barrier, fence, math, mbarrier, regs, smem, special, tma, warp,
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
 use crate::tile::mma::{FIRST, Output, Probabilities, Product, SECOND, Scores, issue_pv, issue_qk, q_rows};
 use crate::tile::shrink::shrink_row;
-use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack, settle};
+use crate::tile::softmax::{FIRST_TARGET, NEXT_TARGET, OnlineSoftmax, mask_columns, pack, settle};
 
 const TILE: u32 = TILE_BYTES as u32;
 /// Four e4m3 ones.
@@ -331,8 +331,8 @@ unsafe fn walk(
         mask_columns(&mut a, thread % 32, limit);
         mask_columns(&mut b, thread % 32, [limit[0] - 64, limit[1] - 64]);
         // The output is still zero: whatever it is scaled by.
-        softmax.advance(&a);
-        softmax.advance(&b);
+        softmax.advance::<FIRST_TARGET>(&a);
+        softmax.advance::<FIRST_TARGET>(&b);
         softmax.exponentiate::<0>(&mut a);
         softmax.exponentiate::<1>(&mut a);
         let mut probabilities = Probabilities([0; 8]);
@@ -395,7 +395,7 @@ impl Walk<'_> {
             self.product = product.landed();
             let next = pending.landed();
             self.hand_over(scores, flush);
-            (self.old, self.moved) = self.softmax.advance(&next);
+            (self.old, self.moved) = self.softmax.advance::<NEXT_TARGET>(&next);
             next
         }
     }

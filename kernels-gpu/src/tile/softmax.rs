@@ -19,7 +19,11 @@ const fn both(bits: u32) -> u32 {
     bits | bits << 16
 }
 /// 2^7 is what a row's P is scaled to when its bias is set: 7.
-const TARGET: u32 = both(0x4600);
+const TARGET: u32 = both(0x4700);
+/// 6 and 7 in f16.
+pub const FIRST_TARGET: u32 = 0x4600;
+/// See [`FIRST_TARGET`].
+pub const NEXT_TARGET: u32 = 0x4700;
 /// Logits up to 8.75 fit e4m3 (448 = 2^8.807).
 const HIGHEST: u32 = both(0x4860);
 /// The lowest score that counts as a maximum, -60,000: 65,504 would be the f16 limit.
@@ -27,7 +31,7 @@ const LOWEST: u32 = both(0xfb53);
 /// Bounds of the bias, +-60,000: finite, so that no infinity meets its opposite.
 const BIAS_MAX: u32 = both(0x7b53);
 /// Registers of a half tile whose exponentials are polynomials.
-const POLYNOMIAL: u32 = 0b0001_0000_0001_0000;
+const POLYNOMIAL: u32 = 0b0101_0010_0101_0010;
 /// Their argument is (logit + 11) / 32, so that the multiply-add that makes it can clamp it below: 1 / 32, 11 / 32 and 32.
 const SCALE: u32 = both(0x2800);
 const OFFSET: u32 = both(0x3580);
@@ -70,7 +74,7 @@ impl OnlineSoftmax {
     /// # Safety
     /// Called by whole warps, converged.
     #[inline(always)]
-    pub unsafe fn advance(&mut self, s: &Scores) -> (u32, bool) {
+    pub unsafe fn advance<const TARGET: u32>(&mut self, s: &Scores) -> (u32, bool) {
         let old = self.bias;
         let own = lane_max(s);
         // SAFETY: forwarded from the caller.
@@ -80,7 +84,7 @@ impl OnlineSoftmax {
             if moved {
                 let highest = quad_max(own);
                 let logit = fma2(highest, self.scale, self.bias);
-                let bias = max2(fma2(highest ^ SIGNS, self.scale, TARGET), BIAS_MAX ^ SIGNS);
+                let bias = max2(fma2(highest ^ SIGNS, self.scale, both(TARGET)), BIAS_MAX ^ SIGNS);
                 let bias = sub2(sub2(bias, LOWER ^ SIGNS), LOWER);
                 self.bias = select_gt2(logit, HIGHEST, bias, self.bias);
                 self.bias32 = fma2(self.bias, SCALE, OFFSET);
