@@ -52,6 +52,8 @@ pub enum KernelId {
     AppendKv,
     /// Key sums, run norms and V tiles of every key block.
     SummarizeKv,
+    /// The same, for keys with a scale each.
+    SummarizeKvTokenScales,
     /// Group sums of the queries.
     QuerySums,
     /// Value term of every key block.
@@ -62,20 +64,31 @@ pub enum KernelId {
     Topk,
     /// Block-sparse and dense attention.
     Attend,
+    /// The same, for keys with a scale each.
+    AttendTokenScales,
 }
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 7] =
-        [Self::AppendKv, Self::SummarizeKv, Self::QuerySums, Self::ValueBias, Self::Scores, Self::Topk, Self::Attend];
+    pub const ALL: [Self; 9] = [
+        Self::AppendKv,
+        Self::SummarizeKv,
+        Self::SummarizeKvTokenScales,
+        Self::QuerySums,
+        Self::ValueBias,
+        Self::Scores,
+        Self::Topk,
+        Self::Attend,
+        Self::AttendTokenScales,
+    ];
 
     /// The module it is in.
     pub const fn module(self) -> PtxModule {
         match self {
             Self::AppendKv => PtxModule::AppendKv,
-            Self::SummarizeKv => PtxModule::SummarizeKv,
+            Self::SummarizeKv | Self::SummarizeKvTokenScales => PtxModule::SummarizeKv,
             Self::QuerySums | Self::ValueBias | Self::Scores | Self::Topk => PtxModule::Select,
-            Self::Attend => PtxModule::Attend,
+            Self::Attend | Self::AttendTokenScales => PtxModule::Attend,
         }
     }
 
@@ -84,11 +97,13 @@ impl KernelId {
         match self {
             Self::AppendKv => "append_kv_bf16_d128",
             Self::SummarizeKv => "summarize_kv_fp8_d128",
+            Self::SummarizeKvTokenScales => "summarize_kv_fp8_d128_token_scales",
             Self::QuerySums => "select_query_sums",
             Self::ValueBias => "select_value_bias",
             Self::Scores => "select_scores",
             Self::Topk => "select_topk",
             Self::Attend => "attend_fp8_d128",
+            Self::AttendTokenScales => "attend_fp8_d128_token_scales",
         }
     }
 
@@ -96,12 +111,12 @@ impl KernelId {
     pub const fn threads(self) -> u32 {
         match self {
             Self::AppendKv => config::append_kv::THREADS,
-            Self::SummarizeKv => config::summarize_kv::THREADS,
+            Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::THREADS,
             Self::QuerySums => config::select::query_sums::THREADS,
             Self::ValueBias => config::select::value_bias::THREADS,
             Self::Scores => config::select::scores::THREADS,
             Self::Topk => config::select::topk::THREADS,
-            Self::Attend => config::attend::THREADS,
+            Self::Attend | Self::AttendTokenScales => config::attend::THREADS,
         }
     }
 
@@ -109,12 +124,13 @@ impl KernelId {
     pub const fn shared_bytes(self) -> u32 {
         match self {
             Self::AppendKv => config::append_kv::SMEM_BYTES,
-            Self::SummarizeKv => config::summarize_kv::SMEM_BYTES,
+            Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::SMEM_BYTES,
             Self::QuerySums => config::select::query_sums::SMEM_BYTES,
             Self::ValueBias => config::select::value_bias::SMEM_BYTES,
             Self::Scores => config::select::scores::SMEM_BYTES,
             Self::Topk => config::select::topk::SMEM_BYTES,
             Self::Attend => config::attend::smem::BYTES,
+            Self::AttendTokenScales => config::attend::smem::BYTES_TOKEN_SCALES,
         }
     }
 }
@@ -141,11 +157,13 @@ mod tests {
         for (kernel, sizes) in [
             (KernelId::AppendKv, vec![size_of::<abi::AppendKvParams>()]),
             (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
+            (KernelId::SummarizeKvTokenScales, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::QuerySums, vec![size_of::<abi::QuerySumsParams>()]),
             (KernelId::ValueBias, vec![size_of::<abi::ValueBiasParams>()]),
             (KernelId::Scores, vec![size_of::<abi::ScoresParams>(), 128, 128]),
             (KernelId::Topk, vec![size_of::<abi::TopkParams>()]),
             (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),
+            (KernelId::AttendTokenScales, vec![size_of::<abi::AttendParams>(), 128, 128, size_of::<abi::TokenScales>()]),
         ] {
             let text = kernel.module().text();
             let (_, rest) = text.split_once(&format!(".entry {}(", kernel.entry())).expect("the entry");
@@ -153,7 +171,7 @@ mod tests {
             let declared: Vec<&str> = list.split(',').map(str::trim).collect();
             assert_eq!(declared.len(), sizes.len(), "{}: {declared:?}", kernel.entry());
             for (i, (declared, size)) in declared.iter().zip(sizes).enumerate() {
-                let align = if i == 0 { 8 } else { 64 };
+                let align = if size == 128 { 64 } else { 8 };
                 let want = format!(".param .align {align} .b8 {}_param_{i}[{size}]", kernel.entry());
                 assert_eq!(*declared, want);
             }

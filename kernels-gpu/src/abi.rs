@@ -63,6 +63,36 @@ pub struct PageStrides {
     pub head: i64,
 }
 
+/// Byte strides of the f32 scales per token and head of a paged tensor: the scale of token t of page p and head h lies
+/// `p * page + t / 32 * chunk + t % 32 * token + h * head` bytes after the first. In chunks of 32, because 32 scales fill one
+/// 128-byte row of a page that holds its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScaleStrides {
+    /// Bytes from one page to the next.
+    pub page: i64,
+    /// Bytes from one chunk of 32 tokens of a page to the next.
+    pub chunk: i64,
+    /// Bytes from one token of a chunk to the next.
+    pub token: i64,
+    /// Bytes from one head to the next.
+    pub head: i64,
+}
+
+/// K scales per token and head, which multiply the scale of the tensor or head.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenScales {
+    /// The first f32; 0 where there are none.
+    pub first: u64,
+    /// Where the others are.
+    pub strides: ScaleStrides,
+    /// Pages that have scales: tokens of a page-table entry outside `0..pages` have the scale 0.
+    pub pages: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
 /// `append_kv_bf16_d128`: bf16 K and V of the new tokens to e4m3 pages. Grid (total_qb, hkv), 128 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -89,6 +119,8 @@ pub struct AppendKvParams {
     pub k_strides: PageStrides,
     /// Strides of the V pages.
     pub v_strides: PageStrides,
+    /// Out, where there are any: `amax / 448` of each new key over `k_scale`, which its codes are divided by too.
+    pub k_token: TokenScales,
     /// 0: one K scale for all heads; 1: one per head.
     pub k_scale_stride: i32,
     /// 0: one V scale for all heads; 1: one per head.
@@ -131,6 +163,8 @@ pub struct SummarizeKvParams {
     pub k_strides: PageStrides,
     /// Strides of the V pages.
     pub v_strides: PageStrides,
+    /// Scales of single keys, where there are any.
+    pub k_token: TokenScales,
     /// 0: one K scale for all heads; 1: one per head.
     pub k_scale_stride: i32,
     /// 0: one V scale for all heads; 1: one per head.
@@ -250,7 +284,8 @@ pub struct TopkParams {
     pub keep_all_ties: i32,
 }
 
-/// `attend_fp8_d128` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K pages).
+/// `attend_fp8_d128` and `attend_fp8_d128_token_scales` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K
+/// pages; the second entry's parameter 3 is its [`TokenScales`]).
 /// Grid (up to one block a multiprocessor), [`crate::config::attend::THREADS`] threads. Persistent: of the `hq * total_qb` items, from the
 /// longest rows to the shortest, every block takes one of each round (`pipeline::work`). `hq * total_qb` fits i32.
 ///
@@ -313,8 +348,10 @@ const _: () = {
     assert!(size_of::<QueryBlock>() == 16);
     assert!(size_of::<KeyBlock>() == 8);
     assert!(size_of::<PageStrides>() == 24);
-    assert!(size_of::<AppendKvParams>() == 144 && offset_of!(AppendKvParams, k_strides) == 72);
-    assert!(size_of::<SummarizeKvParams>() == 160 && offset_of!(SummarizeKvParams, k_strides) == 80);
+    assert!(size_of::<ScaleStrides>() == 32);
+    assert!(size_of::<TokenScales>() == 48);
+    assert!(size_of::<AppendKvParams>() == 192 && offset_of!(AppendKvParams, k_strides) == 72);
+    assert!(size_of::<SummarizeKvParams>() == 208 && offset_of!(SummarizeKvParams, k_strides) == 80);
     assert!(size_of::<QuerySumsParams>() == 48);
     assert!(size_of::<ValueBiasParams>() == 40);
     assert!(size_of::<ScoresParams>() == 56);

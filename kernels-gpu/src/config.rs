@@ -58,7 +58,12 @@ pub mod attend {
         pub const V_RING: u32 = K_RING + 16 * STAGES;
         /// Bytes of dynamic shared memory.
         pub const BYTES: u32 = V_RING + 16 * STAGES;
-        const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
+        /// Scales of the keys of each K stage, where keys have scales of their own.
+        pub const KEY_SCALES: u32 = BYTES;
+        /// Bytes of dynamic shared memory with scales of single keys.
+        pub const BYTES_TOKEN_SCALES: u32 = KEY_SCALES + STAGES * 128 * 4;
+        const _: () = assert!(KEY_SCALES.is_multiple_of(8), "scales are read in pairs");
+        const _: () = assert!(BYTES_TOKEN_SCALES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }
 

@@ -192,13 +192,14 @@ impl DevicePages {
                 page_size: host.page_size,
                 pages: host.pages,
                 table_stride: host.table_stride,
+                k_token_scales: host.k_token_scales,
             },
         }
     }
 
     /// Scales as the launchers see them.
     pub fn scales(&self, bench: &Bench, batch: &Batch) -> Scales {
-        Scales { k: bench.span(&self.k_scale, batch.k_scale.len()), v: bench.span(&self.v_scale, batch.v_scale.len()) }
+        Scales { k: bench.span(&self.k_scale, batch.k_scale.len()), v: bench.span(&self.v_scale, batch.v_scale.len()), k_token: None }
     }
 }
 

@@ -16,7 +16,8 @@ pub struct AppendKv {
     pub v: Span<bf16>,
     /// Pages and page table; the pages are written.
     pub kv: Paged,
-    /// Code = e4m3(value / scale).
+    /// Code = e4m3(value / scale). Those of single keys, where keys have any, are written: the key's largest magnitude over
+    /// `448 * k_scale`, by which its codes are divided too.
     pub scales: Scales,
 }
 
@@ -31,6 +32,7 @@ pub fn append_kv(at: &Launcher<'_>, args: &AppendKv) -> Result<()> {
     args.v.require_vectors("v", &[geometry.total_q, hkv, HEAD_DIM])?;
     args.kv.check(geometry.requests.len(), at.geometry.longest(), hkv)?;
     let [k_scale_stride, v_scale_stride] = args.scales.strides(hkv)?;
+    let k_token = args.kv.token_scales(&args.scales, hkv)?;
     let params = AppendKvParams {
         k: args.k.address(),
         v: args.v.address(),
@@ -43,6 +45,7 @@ pub fn append_kv(at: &Launcher<'_>, args: &AppendKv) -> Result<()> {
         v_scale: args.scales.v.address(),
         k_strides: args.kv.desc.k_strides,
         v_strides: args.kv.desc.v_strides,
+        k_token,
         k_scale_stride,
         v_scale_stride,
         page_size: int("page_size", args.kv.desc.page_size)?,

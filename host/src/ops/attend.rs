@@ -43,6 +43,7 @@ impl Attend {
         self.q_scale.require("q_scale", &[total_q, hq])?;
         self.kv.check(geometry.requests.len(), at.geometry.longest(), hkv)?;
         self.scales.strides(hkv)?;
+        self.kv.token_scales(&self.scales, hkv)?;
         self.v_tiles.require_vectors("v_tiles", &[geometry.total_kb(), hkv, TILE_BYTES])?;
         self.out.require_vectors("out", &[total_q, hq, HEAD_DIM])?;
         if let Some(lse) = &self.lse {
@@ -102,9 +103,16 @@ pub fn attend(at: &Launcher<'_>, args: &Attend) -> Result<()> {
         reserved: 0,
     };
     let (q_map, k_map) = (q_map(at, args)?, k_map(at, args)?);
+    let keys = args.kv.token_scales(&args.scales, hkv)?;
+    let common = [Arg::of(&params), Arg::of(&q_map), Arg::of(&k_map)];
+    if keys.first != 0 {
+        let [params, q_map, k_map] = common;
+        // SAFETY: as below; this kernel takes the scales of single keys besides, whose extents were checked too.
+        return unsafe { at.kernels.attend_token_scales.launch(at.stream, &grid, &[params, q_map, k_map, Arg::of(&keys)]) };
+    }
     // SAFETY: the kernel takes this block and the two maps; every extent it touches was checked above and the spans promise
     // the memory. A page outside the pool lies outside its tensor map and reads as zeros.
-    unsafe { at.kernels.attend.launch(at.stream, &grid, &[Arg::of(&params), Arg::of(&q_map), Arg::of(&k_map)]) }
+    unsafe { at.kernels.attend.launch(at.stream, &grid, &common) }
 }
 
 /// Q as `[128, hq, total_q]` in boxes of 128 tokens of one head.

@@ -11,11 +11,13 @@ pub struct Kernels {
     device: Device,
     pub(super) append_kv: Kernel,
     pub(super) summarize_kv: Kernel,
+    pub(super) summarize_kv_token_scales: Kernel,
     pub(super) query_sums: Kernel,
     pub(super) value_bias: Kernel,
     pub(super) scores: Kernel,
     pub(super) topk: Kernel,
     pub(super) attend: Kernel,
+    pub(super) attend_token_scales: Kernel,
 }
 
 impl Kernels {
@@ -45,11 +47,13 @@ impl Kernels {
             device: device.clone(),
             append_kv: kernel(KernelId::AppendKv)?,
             summarize_kv: kernel(KernelId::SummarizeKv)?,
+            summarize_kv_token_scales: kernel(KernelId::SummarizeKvTokenScales)?,
             query_sums: kernel(KernelId::QuerySums)?,
             value_bias: kernel(KernelId::ValueBias)?,
             scores: kernel(KernelId::Scores)?,
             topk: kernel(KernelId::Topk)?,
             attend: kernel(KernelId::Attend)?,
+            attend_token_scales: kernel(KernelId::AttendTokenScales)?,
         }))
     }
 
@@ -63,11 +67,13 @@ impl Kernels {
         match id {
             KernelId::AppendKv => &self.append_kv,
             KernelId::SummarizeKv => &self.summarize_kv,
+            KernelId::SummarizeKvTokenScales => &self.summarize_kv_token_scales,
             KernelId::QuerySums => &self.query_sums,
             KernelId::ValueBias => &self.value_bias,
             KernelId::Scores => &self.scores,
             KernelId::Topk => &self.topk,
             KernelId::Attend => &self.attend,
+            KernelId::AttendTokenScales => &self.attend_token_scales,
         }
     }
 }

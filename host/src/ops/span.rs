@@ -2,11 +2,11 @@
 
 use super::{int, product};
 use crate::error::{Error, Result};
-use crate::kv::{PageLayout, check_page_size};
+use crate::kv::{PageLayout, TokenScaleLayout, check_page_size};
 use float8::F8E4M3;
 use std::fmt;
 use std::marker::PhantomData;
-use stem_attn_kernels::abi::PageStrides;
+use stem_attn_kernels::abi::{PageStrides, TokenScales};
 use stem_attn_kernels::config::HEAD_DIM;
 
 /// Vector loads, bulk copies and tensor maps move 16 bytes at a time.
@@ -119,13 +119,15 @@ impl Heads {
     }
 }
 
-/// Dequantisation scales of K and V: `[1]` or `[hkv]` each.
+/// Dequantisation scales of K and V: `[1]` or `[hkv]` each, and those of single keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Scales {
     /// Multiplies K.
     pub k: Span<f32>,
     /// Multiplies V.
     pub v: Span<f32>,
+    /// Multiply K per token and head, where [`PageDesc::k_token_scales`] says that they are in a tensor of their own.
+    pub k_token: Option<Span<f32>>,
 }
 
 impl Scales {
@@ -156,13 +158,15 @@ pub struct PageDesc {
     pub v_strides: PageStrides,
     /// Entries of one request in the page table.
     pub table_stride: usize,
+    /// Where the scales of single keys are, if keys have any.
+    pub k_token_scales: TokenScaleLayout,
 }
 
 impl PageDesc {
-    /// Densely packed pages.
+    /// Densely packed pages, without scales of single keys.
     pub fn dense(layout: PageLayout, hkv: usize, page_size: usize, pages: usize, table_stride: usize) -> Self {
         let strides = layout.strides(hkv, page_size);
-        Self { page_size, pages, k_strides: strides, v_strides: strides, table_stride }
+        Self { page_size, pages, k_strides: strides, v_strides: strides, table_stride, k_token_scales: TokenScaleLayout::None }
     }
 
     /// Checks everything but the buffers, for a batch whose longest request has `longest` tokens; gives the elements that
@@ -186,7 +190,11 @@ impl PageDesc {
                 Error::value(name, format!("strides from 0 to 2^40 bytes, multiples of {VECTOR_BYTES}"), format!("{strides:?}"))
             })
         };
-        Ok([end("k_pages", self.k_strides)?, end("v_pages", self.v_strides)?])
+        let k_pages = match self.k_token_scales {
+            TokenScaleLayout::InPages { .. } => self.k_token_scales.end(self.pages, self.page_size, hkv)?,
+            TokenScaleLayout::None | TokenScaleLayout::Separate(_) => 0,
+        };
+        Ok([end("k_pages", self.k_strides)?.max(k_pages), end("v_pages", self.v_strides)?])
     }
 }
 
@@ -210,6 +218,21 @@ impl Paged {
         self.table.require("page_table", &[batch, self.desc.table_stride])?;
         self.k_pages.require_vectors("k_pages", &[k])?;
         self.v_pages.require_vectors("v_pages", &[v])
+    }
+
+    /// Scales of single keys as the kernels take them, all zero where keys have none. `check` has passed.
+    pub(super) fn token_scales(&self, scales: &Scales, hkv: usize) -> Result<TokenScales> {
+        let Some((offset, strides)) = self.desc.k_token_scales.strides() else { return Ok(TokenScales::default()) };
+        let first = match (self.desc.k_token_scales, scales.k_token) {
+            (TokenScaleLayout::InPages { .. }, _) => self.k_pages.address() + offset as u64,
+            (_, Some(span)) => {
+                let bytes = self.desc.k_token_scales.end(self.desc.pages, self.desc.page_size, hkv)?;
+                span.require("k_token_scale", &[bytes / size_of::<f32>()])?;
+                span.address()
+            }
+            (_, None) => return Err(Error::shape("k_token_scale", "a scale per token and head, as the pages say", "none")),
+        };
+        Ok(TokenScales { first, strides, pages: int("pages", self.desc.pages)?, reserved: 0 })
     }
 }
 
@@ -279,10 +302,33 @@ mod tests {
 
     #[test]
     fn scales_are_one_or_one_per_head() {
-        let scales = |k, v| Scales { k: span(16, k), v: span(16, v) };
+        let scales = |k, v| Scales { k: span(16, k), v: span(16, v), k_token: None };
         assert_eq!(scales(1, 4).strides(4).ok(), Some([0, 1]));
         assert!(matches!(scales(2, 1).strides(4), Err(Error::Shape { tensor: "k_scale", .. })));
         assert!(matches!(scales(1, 0).strides(4), Err(Error::Shape { tensor: "v_scale", .. })));
+    }
+
+    #[test]
+    fn scales_of_single_keys_lie_inside_their_tensor() {
+        let kv = paged(PageLayout::Hnd);
+        let scales = |k_token| Scales { k: span(16, 1), v: span(16, 1), k_token };
+        assert_eq!(kv.token_scales(&scales(None), 2).ok(), Some(TokenScales::default()));
+        let separate = TokenScaleLayout::Separate(PageLayout::Hnd.scale_strides(2, 16));
+        let kv = Paged { desc: PageDesc { k_token_scales: separate, ..kv.desc }, ..kv };
+        let found = kv.token_scales(&scales(Some(span(0x800, 5 * 16 * 2))), 2).expect("scales");
+        assert_eq!((found.first, found.pages), (0x800, 5));
+        for bad in [None, Some(span(0x800, 5 * 16 * 2 - 1)), Some(span(0x802, 5 * 16 * 2))] {
+            assert!(kv.token_scales(&scales(bad), 2).is_err(), "{bad:?}");
+        }
+
+        let (strides, inside) = PageLayout::Hnd.with_scale_rows(2, 16);
+        let desc = PageDesc { k_strides: strides, v_strides: strides, k_token_scales: inside, ..kv.desc };
+        let kv = Paged { k_pages: span(0x1000, 5 * 17 * 2 * 128), v_pages: span(0x8000, 5 * 17 * 2 * 128), desc, ..kv };
+        assert!(kv.check(3, 64, 2).is_ok());
+        assert_eq!(kv.token_scales(&scales(None), 2).expect("scales").first, 0x1000 + 16 * 128);
+        // The last row is needed for the scales alone.
+        let short = Paged { k_pages: span(0x1000, 5 * 17 * 2 * 128 - 128), ..kv };
+        assert!(matches!(short.check(3, 64, 2), Err(Error::Shape { tensor: "k_pages", .. })));
     }
 
     #[test]

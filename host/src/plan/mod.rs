@@ -43,6 +43,7 @@
 //!     page_table: page_table.as_view(),
 //!     k_scale: one.as_view(),
 //!     v_scale: one.as_view(),
+//!     k_token_scale: None,
 //!     lists: None,
 //! };
 //! plan.run(&stream, &tensors, &mut workspace, &mut PrefillOutputs { out: out.as_view_mut(), lse: None })?;

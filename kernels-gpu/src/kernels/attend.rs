@@ -9,6 +9,7 @@
 use crate::abi::AttendParams;
 use crate::config::attend::{CONSUMER_REGS, CONSUMERS, PRODUCER_REGS, Q_STAGES, STAGES, smem as map};
 use crate::config::{BLOCK, HEAD_DIM, P_SCALE_LOG2, TILE_BYTES};
+use crate::pipeline::key_scales::{KeyScales, NoScales};
 use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::{Item, Slot, item};
 use crate::ptx::SmemAddr;
@@ -54,6 +55,10 @@ impl Shared {
         self.base.offset(map::K + at.stage() * TILE)
     }
     #[inline(always)]
+    fn key_scales(self) -> SmemAddr {
+        self.base.offset(map::KEY_SCALES)
+    }
+    #[inline(always)]
     fn v_tile(self, at: Cursor<STAGES>) -> SmemAddr {
         self.base.offset(map::V + at.stage() * TILE)
     }
@@ -69,15 +74,15 @@ pub unsafe extern "gpu-kernel" fn attend_fp8_d128(p: AttendParams, _q_map: Tenso
     let q_map = tma::tensor_map_param!(attend_fp8_d128, 1);
     let k_map = tma::tensor_map_param!(attend_fp8_d128, 2);
     // SAFETY: forwarded from the host.
-    unsafe { attend(&p, q_map, k_map) }
+    unsafe { attend(&p, NoScales, q_map, k_map) }
 }
 
-/// The kernel's body: barriers, then roles.
+/// The body of both entries: barriers, then roles. `keys`: how scales of single keys get to the scores, if there are any.
 ///
 /// # Safety
 /// As the entry; called by all threads of the block.
 #[inline(always)]
-unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
+pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     let shared = Shared::new();
     let tid = special::tid_x();
     // From lane 0: what comes out of a shuffle with one source lane is known to be the same in the whole warp, and lives in
@@ -89,7 +94,7 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
         unsafe {
             // Each warp gives an item back for itself: all of its lanes read the slot.
             shared.q.init(CONSUMERS * 4);
-            shared.k.init(CONSUMERS);
+            shared.k.init_for(1 + S::ARRIVALS, CONSUMERS);
             shared.v.init(CONSUMERS);
             mbarrier::init_fence();
         }
@@ -101,10 +106,12 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
             regs::setmaxnreg_dec::<PRODUCER_REGS>();
             if tid < 32 {
                 produce(p, shared, q_map, k_map);
+            } else if S::ARRIVALS > 0 && tid < 64 {
+                keys.produce(p, shared.k, shared.key_scales());
             }
         } else {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
-            consume(p, shared, warpgroup - 1, tid % 128);
+            consume(p, shared, keys, warpgroup - 1, tid % 128);
         }
     }
 }
@@ -206,7 +213,7 @@ unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: Tenso
 /// # Safety
 /// All threads of the warpgroup call it converged, on the host-checked parameters.
 #[inline(always)]
-unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
+unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, keys: S, wg: u32, thread: u32) {
     let (mut k, mut tile) = (0, 0);
     // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
     unsafe {
@@ -223,7 +230,7 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
                 softmax.scale = [smem::ld_f32(scales), smem::ld_f32(scales.offset(32))];
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(shared, q_rows(shared.q_tile(at), wg), tile, count, thread, limit, &mut output, &mut softmax);
+                walk(shared, keys, q_rows(shared.q_tile(at), wg), tile, count, thread, limit, &mut output, &mut softmax);
                 sum = softmax.total();
             }
             write(p, shared.slot(at), &output, &softmax, sum);
@@ -247,8 +254,9 @@ fn tile_row(wg: u32, thread: u32) -> u32 {
 /// All threads of the warpgroup call it converged; the rings are initialised; `work.count > 0`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined once; a struct of them would only rename them")]
-unsafe fn walk(
+unsafe fn walk<S: KeyScales>(
     shared: Shared,
+    keys: S,
     q: SmemAddr,
     tile: u32,
     count: u32,
@@ -267,6 +275,7 @@ unsafe fn walk(
         let pending = issue_qk(q, shared.k_tile(at), Scores::zero());
         wgmma::wait::<0>();
         let mut scores = pending.landed();
+        keys.apply(&mut scores, shared.key_scales(), at, thread % 32);
         shared.k.release(at, signal);
         mask_columns(&mut scores, thread % 32, limit);
         // The output is still zero: whatever the factor is, it scales nothing.
@@ -282,6 +291,7 @@ unsafe fn walk(
             let pending_product = issue_pv(&probabilities, shared.v_tile(before), product);
             wgmma::wait::<1>();
             scores = pending.landed();
+            keys.apply(&mut scores, shared.key_scales(), at, thread % 32);
             shared.k.release(at, signal);
             let next_factor = softmax.step(&mut scores);
             softmax.pin();

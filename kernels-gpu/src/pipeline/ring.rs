@@ -59,18 +59,28 @@ impl<const STAGES: u32> Ring<STAGES> {
         self.barriers.offset((STAGES + at.stage()) * BARRIER_BYTES)
     }
 
-    /// Initialises the barriers for `consumers` arrivals a stage.
+    /// Initialises the barriers: a stage is full after one arrival and its bytes, empty after `consumers` arrivals.
     ///
     /// # Safety
     /// One thread, before any other use; followed by `mbarrier::init_fence` and a block barrier.
     #[inline(always)]
     pub unsafe fn init(self, consumers: u32) {
+        // SAFETY: forwarded.
+        unsafe { self.init_for(1, consumers) }
+    }
+
+    /// As [`Ring::init`], for stages that are full after `producers` arrivals and their bytes.
+    ///
+    /// # Safety
+    /// As [`Ring::init`].
+    #[inline(always)]
+    pub unsafe fn init_for(self, producers: u32, consumers: u32) {
         let mut stage = 0;
         while stage < STAGES {
             let at = Cursor::at(stage);
             // SAFETY: the caller owns this shared memory and no one uses the barriers yet.
             unsafe {
-                mbarrier::init(self.full(at), 1);
+                mbarrier::init(self.full(at), producers);
                 mbarrier::init(self.empty(at), consumers);
             }
             stage += 1;
