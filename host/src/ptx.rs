@@ -16,13 +16,15 @@ pub enum PtxModule {
     SummarizeKv,
     /// Query sums, value term, scores, top-k.
     Select,
+    /// Lists from masks in other forms.
+    Lists,
     /// Attention.
     Attend,
 }
 
 impl PtxModule {
     /// Every module.
-    pub const ALL: [Self; 4] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Attend];
+    pub const ALL: [Self; 5] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Lists, Self::Attend];
 
     /// File name without its extension.
     pub const fn name(self) -> &'static str {
@@ -30,6 +32,7 @@ impl PtxModule {
             Self::AppendKv => "append_kv",
             Self::SummarizeKv => "summarize_kv",
             Self::Select => "select",
+            Self::Lists => "lists",
             Self::Attend => "attend",
         }
     }
@@ -40,6 +43,7 @@ impl PtxModule {
             Self::AppendKv => include_str!("../ptx/append_kv.ptx"),
             Self::SummarizeKv => include_str!("../ptx/summarize_kv.ptx"),
             Self::Select => include_str!("../ptx/select.ptx"),
+            Self::Lists => include_str!("../ptx/lists.ptx"),
             Self::Attend => include_str!("../ptx/attend.ptx"),
         }
     }
@@ -62,6 +66,10 @@ pub enum KernelId {
     Scores,
     /// Lists of every query block.
     Topk,
+    /// Lists of a byte mask.
+    ListsFromMask,
+    /// Lists of compressed sparse rows.
+    ListsFromCsr,
     /// Block-sparse and dense attention.
     Attend,
     /// The same, for keys with a scale each.
@@ -70,7 +78,7 @@ pub enum KernelId {
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::AppendKv,
         Self::SummarizeKv,
         Self::SummarizeKvTokenScales,
@@ -78,6 +86,8 @@ impl KernelId {
         Self::ValueBias,
         Self::Scores,
         Self::Topk,
+        Self::ListsFromMask,
+        Self::ListsFromCsr,
         Self::Attend,
         Self::AttendTokenScales,
     ];
@@ -88,6 +98,7 @@ impl KernelId {
             Self::AppendKv => PtxModule::AppendKv,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => PtxModule::SummarizeKv,
             Self::QuerySums | Self::ValueBias | Self::Scores | Self::Topk => PtxModule::Select,
+            Self::ListsFromMask | Self::ListsFromCsr => PtxModule::Lists,
             Self::Attend | Self::AttendTokenScales => PtxModule::Attend,
         }
     }
@@ -102,6 +113,8 @@ impl KernelId {
             Self::ValueBias => "select_value_bias",
             Self::Scores => "select_scores",
             Self::Topk => "select_topk",
+            Self::ListsFromMask => "lists_from_mask",
+            Self::ListsFromCsr => "lists_from_csr",
             Self::Attend => "attend_fp8_d128",
             Self::AttendTokenScales => "attend_fp8_d128_token_scales",
         }
@@ -116,6 +129,7 @@ impl KernelId {
             Self::ValueBias => config::select::value_bias::THREADS,
             Self::Scores => config::select::scores::THREADS,
             Self::Topk => config::select::topk::THREADS,
+            Self::ListsFromMask | Self::ListsFromCsr => config::lists::THREADS,
             Self::Attend | Self::AttendTokenScales => config::attend::THREADS,
         }
     }
@@ -129,6 +143,7 @@ impl KernelId {
             Self::ValueBias => config::select::value_bias::SMEM_BYTES,
             Self::Scores => config::select::scores::SMEM_BYTES,
             Self::Topk => config::select::topk::SMEM_BYTES,
+            Self::ListsFromMask | Self::ListsFromCsr => config::lists::SMEM_BYTES,
             Self::Attend => config::attend::smem::BYTES,
             Self::AttendTokenScales => config::attend::smem::BYTES_TOKEN_SCALES,
         }
@@ -162,6 +177,8 @@ mod tests {
             (KernelId::ValueBias, vec![size_of::<abi::ValueBiasParams>()]),
             (KernelId::Scores, vec![size_of::<abi::ScoresParams>(), 128, 128]),
             (KernelId::Topk, vec![size_of::<abi::TopkParams>()]),
+            (KernelId::ListsFromMask, vec![size_of::<abi::MaskListsParams>()]),
+            (KernelId::ListsFromCsr, vec![size_of::<abi::CsrListsParams>()]),
             (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),
             (KernelId::AttendTokenScales, vec![size_of::<abi::AttendParams>(), 128, 128, size_of::<abi::TokenScales>()]),
         ] {

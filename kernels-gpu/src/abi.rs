@@ -342,6 +342,60 @@ pub struct AttendParams {
     pub reserved: i32,
 }
 
+/// Rows of block lists to be written.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ListRows {
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// Out: i32 `[hq, total_qb, list_stride]`, ascending key-block indices.
+    pub lists: u64,
+    /// Out: i32 `[hq, total_qb]`.
+    pub counts: u64,
+    /// Entries of a list; of a row that has more, the first are kept.
+    pub list_stride: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// 1: a row sees the key blocks up to its own.
+    pub causal: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `lists_from_mask`: lists of the bytes that are not 0. Grid (total_qb, hq), [`crate::config::lists::THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MaskListsParams {
+    /// u8 `[hq, total_qb, columns]`; column j is key block j of the row's request.
+    pub mask: u64,
+    /// The lists.
+    pub rows: ListRows,
+    /// Bytes of a row, at least 1.
+    pub columns: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `lists_from_csr`: lists of compressed sparse rows. Grid (total_qb, hq), [`crate::config::lists::THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CsrListsParams {
+    /// `[hq * total_qb + 1]` offsets into the indices; i32, or i64 where `wide`.
+    pub indptr: u64,
+    /// i32 `[entries]` key-block indices of the row's request, in any order.
+    pub indices: u64,
+    /// The lists.
+    pub rows: ListRows,
+    /// Indices.
+    pub entries: i64,
+    /// 1: the offsets are i64.
+    pub wide: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Request>() == 32);
@@ -356,5 +410,8 @@ const _: () = {
     assert!(size_of::<ValueBiasParams>() == 40);
     assert!(size_of::<ScoresParams>() == 56);
     assert!(size_of::<TopkParams>() == 72);
+    assert!(size_of::<ListRows>() == 48);
+    assert!(size_of::<MaskListsParams>() == 64);
+    assert!(size_of::<CsrListsParams>() == 80);
     assert!(size_of::<AttendParams>() == 136 && offset_of!(AttendParams, softmax_scale_log2) == 88);
 };

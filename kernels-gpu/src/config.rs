@@ -67,6 +67,22 @@ pub mod attend {
     }
 }
 
+/// `lists_from_mask` and `lists_from_csr`.
+pub mod lists {
+    use super::select::topk;
+    /// Threads of a block: as many as top-k has, whose ranks across warps are used here, too.
+    pub const THREADS: u32 = topk::THREADS;
+    /// Key blocks of a row that are bits in shared memory at a time: 8 M tokens, so that in practice there is one pass.
+    pub const WINDOW: i32 = 65_536;
+    /// Words of those bits.
+    pub const WINDOW_WORDS: u32 = WINDOW as u32 / 32;
+    /// Where the warps' counts lie: behind the bits.
+    pub const SLOTS: u32 = WINDOW_WORDS * 4;
+    /// Bytes of dynamic shared memory.
+    pub const SMEM_BYTES: u32 = SLOTS + topk::WARPS * 4;
+    const _: () = assert!(SLOTS.is_multiple_of(16), "the counts are read as vectors of four");
+}
+
 /// `append_kv_bf16_d128`.
 pub mod append_kv {
     /// Threads of a block: eight rows a pass (16 lanes of 16 bytes each), so that a block of 128 tokens takes 16 passes.

@@ -16,6 +16,8 @@ pub struct Kernels {
     pub(super) value_bias: Kernel,
     pub(super) scores: Kernel,
     pub(super) topk: Kernel,
+    pub(super) lists_from_mask: Kernel,
+    pub(super) lists_from_csr: Kernel,
     pub(super) attend: Kernel,
     pub(super) attend_token_scales: Kernel,
 }
@@ -33,12 +35,13 @@ impl Kernels {
     pub fn load(device: &Device) -> Result<Arc<Self>> {
         let module = |m: PtxModule| Module::load(device, m.name(), m.text());
         let (append, summarize) = (module(PtxModule::AppendKv)?, module(PtxModule::SummarizeKv)?);
-        let (select, attend) = (module(PtxModule::Select)?, module(PtxModule::Attend)?);
+        let (select, lists, attend) = (module(PtxModule::Select)?, module(PtxModule::Lists)?, module(PtxModule::Attend)?);
         let kernel = |id: KernelId| {
             let module = match id.module() {
                 PtxModule::AppendKv => &append,
                 PtxModule::SummarizeKv => &summarize,
                 PtxModule::Select => &select,
+                PtxModule::Lists => &lists,
                 PtxModule::Attend => &attend,
             };
             module.kernel(id.entry(), id.threads(), id.shared_bytes())
@@ -52,6 +55,8 @@ impl Kernels {
             value_bias: kernel(KernelId::ValueBias)?,
             scores: kernel(KernelId::Scores)?,
             topk: kernel(KernelId::Topk)?,
+            lists_from_mask: kernel(KernelId::ListsFromMask)?,
+            lists_from_csr: kernel(KernelId::ListsFromCsr)?,
             attend: kernel(KernelId::Attend)?,
             attend_token_scales: kernel(KernelId::AttendTokenScales)?,
         }))
@@ -72,6 +77,8 @@ impl Kernels {
             KernelId::ValueBias => &self.value_bias,
             KernelId::Scores => &self.scores,
             KernelId::Topk => &self.topk,
+            KernelId::ListsFromMask => &self.lists_from_mask,
+            KernelId::ListsFromCsr => &self.lists_from_csr,
             KernelId::Attend => &self.attend,
             KernelId::AttendTokenScales => &self.attend_token_scales,
         }

@@ -54,12 +54,14 @@
 
 mod append;
 mod desc;
+mod lists;
 mod stages;
 mod tensors;
 mod workspace;
 
 pub use append::AppendTensors;
 pub use desc::{PlanDesc, PlanSelection, default_softmax_scale};
+pub use lists::{CsrTensors, IndptrView, ListOutputs};
 pub use tensors::{ListTensors, PrefillOutputs, PrefillTensors, RawOutputs, RawTensors};
 pub use workspace::Workspace;
 

@@ -3,6 +3,7 @@
 pub mod append_kv;
 pub mod attend;
 pub mod attend_token_scales;
+pub mod lists;
 pub mod probe;
 pub mod probe_copy;
 pub mod probe_math;

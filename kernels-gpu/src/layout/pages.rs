@@ -54,6 +54,11 @@ pub const fn clamped(value: i32, len: i32) -> i32 {
     }
 }
 
+/// Key blocks that query block `block` of a request with `kb_len` key blocks can see: `0..` this.
+pub const fn visible_blocks(block: i32, kb_len: i32, causal: bool) -> i32 {
+    if causal && block < kb_len { block + 1 } else { kb_len }
+}
+
 /// Runs of 16 tokens that enter the statistics of the value term: all of the padded length, or those with a token.
 pub const fn counted_runs(request: &Request, count_empty: bool) -> i32 {
     const RUN: i32 = crate::config::RUN as i32;
