@@ -63,6 +63,16 @@ pub struct PageStrides {
     pub head: i64,
 }
 
+/// Byte strides of a `[tokens, heads, 128]` tensor; the rows of 128 are contiguous.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowStrides {
+    /// Bytes from one token to the next.
+    pub token: i64,
+    /// Bytes from one head to the next.
+    pub head: i64,
+}
+
 /// Byte strides of the f32 scales per token and head of a paged tensor: the scale of token t of page p and head h lies
 /// `p * page + t / 32 * chunk + t % 32 * token + h * head` bytes after the first. In chunks of 32, because 32 scales fill one
 /// 128-byte row of a page that holds its own.
@@ -97,9 +107,9 @@ pub struct TokenScales {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AppendKvParams {
-    /// bf16 `[total_q, hkv, 128]`.
+    /// bf16 `[total_q, hkv, 128]` with strides `k_rows`.
     pub k: u64,
-    /// bf16 `[total_q, hkv, 128]`.
+    /// bf16 `[total_q, hkv, 128]` with strides `v_rows`.
     pub v: u64,
     /// e4m3 pages.
     pub k_pages: u64,
@@ -119,6 +129,10 @@ pub struct AppendKvParams {
     pub k_strides: PageStrides,
     /// Strides of the V pages.
     pub v_strides: PageStrides,
+    /// Strides of `k`.
+    pub k_rows: RowStrides,
+    /// Strides of `v`.
+    pub v_rows: RowStrides,
     /// Out, where there are any: `amax / 448` of each new key over `k_scale`, which its codes are divided by too.
     pub k_token: TokenScales,
     /// 0: one K scale for all heads; 1: one per head.
@@ -131,8 +145,8 @@ pub struct AppendKvParams {
     pub table_stride: i32,
     /// Number of pages: entries outside `0..pages` are skipped.
     pub pages: i32,
-    /// KV heads.
-    pub hkv: i32,
+    /// Zero.
+    pub reserved: i32,
 }
 
 /// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of every key block. Grid (total_kb, hkv), 128 threads.
@@ -187,10 +201,12 @@ pub struct SummarizeKvParams {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct QuerySumsParams {
-    /// e4m3 `[total_q, hq, 128]`.
+    /// e4m3 `[total_q, hq, 128]` with strides `q_rows`.
     pub q: u64,
     /// f32 `[total_q, hq]`.
     pub q_scale: u64,
+    /// Strides of `q`.
+    pub q_rows: RowStrides,
     /// [`Request`] `[batch]`.
     pub requests: u64,
     /// [`QueryBlock`] `[total_qb]`.
@@ -312,10 +328,12 @@ pub struct AttendParams {
     pub query_blocks: u64,
     /// [`Request`] `[batch]`.
     pub requests: u64,
-    /// Out: bf16 `[total_q, hq, 128]`.
+    /// Out: bf16 `[total_q, hq, 128]` with strides `out_rows`.
     pub out: u64,
     /// Out: f32 `[total_q, hq]` natural log-sum-exp, or 0.
     pub lse: u64,
+    /// Strides of `out`.
+    pub out_rows: RowStrides,
     /// `log2(e) / sqrt(128)` or the caller's softmax scale times log2(e).
     pub softmax_scale_log2: f32,
     /// Query heads.
@@ -404,14 +422,15 @@ const _: () = {
     assert!(size_of::<PageStrides>() == 24);
     assert!(size_of::<ScaleStrides>() == 32);
     assert!(size_of::<TokenScales>() == 48);
-    assert!(size_of::<AppendKvParams>() == 192 && offset_of!(AppendKvParams, k_strides) == 72);
+    assert!(size_of::<RowStrides>() == 16);
+    assert!(size_of::<AppendKvParams>() == 224 && offset_of!(AppendKvParams, k_strides) == 72);
     assert!(size_of::<SummarizeKvParams>() == 208 && offset_of!(SummarizeKvParams, k_strides) == 80);
-    assert!(size_of::<QuerySumsParams>() == 48);
+    assert!(size_of::<QuerySumsParams>() == 64);
     assert!(size_of::<ValueBiasParams>() == 40);
     assert!(size_of::<ScoresParams>() == 56);
     assert!(size_of::<TopkParams>() == 72);
     assert!(size_of::<ListRows>() == 48);
     assert!(size_of::<MaskListsParams>() == 64);
     assert!(size_of::<CsrListsParams>() == 80);
-    assert!(size_of::<AttendParams>() == 136 && offset_of!(AttendParams, softmax_scale_log2) == 88);
+    assert!(size_of::<AttendParams>() == 152 && offset_of!(AttendParams, softmax_scale_log2) == 104);
 };

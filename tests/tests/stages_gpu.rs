@@ -44,7 +44,9 @@ fn new_tokens_land_in_their_pages(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usi
     let (device_k, device_v) = (bench.gpu.upload(&k), bench.gpu.upload(&v));
     let args = ops::AppendKv {
         k: bench.span(&device_k, n),
+        k_rows: ops::RowStrides::packed(batch.heads.hkv),
         v: bench.span(&device_v, n),
+        v_rows: ops::RowStrides::packed(batch.heads.hkv),
         kv: pages.paged(&bench, &batch),
         scales: pages.scales(&bench, &batch),
     };
@@ -112,6 +114,7 @@ fn query_sums_match(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize) {
     let q_sums = bench.gpu.poisoned::<bf16>(want.len());
     let args = ops::QuerySums {
         q: bench.span(&q, batch.q.len()),
+        q_rows: ops::RowStrides::packed(batch.heads.hq),
         q_scale: bench.span(&q_scale, batch.q_scale.len()),
         q_sums: bench.span(&q_sums, want.len()),
     };

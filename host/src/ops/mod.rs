@@ -18,7 +18,7 @@ pub use attend::{Attend, attend};
 pub use kernels::Kernels;
 pub use lists::{CsrLists, Indptr, MaskLists, lists_from_csr, lists_from_mask};
 pub use select::{Lists, QuerySums, Scores, Topk, ValueBias, query_sums, scores, topk, value_bias};
-pub use span::{Heads, PageDesc, Paged, Scales, Span};
+pub use span::{Heads, PageDesc, Paged, RowStrides, Scales, Span};
 pub use summarize_kv::{SummarizeKv, summarize_kv};
 pub use tables::DeviceGeometry;
 

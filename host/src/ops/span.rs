@@ -6,7 +6,7 @@ use crate::kv::{PageLayout, TokenScaleLayout, check_page_size};
 use float8::F8E4M3;
 use std::fmt;
 use std::marker::PhantomData;
-use stem_attn_kernels::abi::{PageStrides, TokenScales};
+use stem_attn_kernels::abi::{self, PageStrides, TokenScales};
 use stem_attn_kernels::config::HEAD_DIM;
 
 /// Vector loads, bulk copies and tensor maps move 16 bytes at a time.
@@ -82,11 +82,68 @@ impl<T> Span<T> {
         Ok(())
     }
 
+    /// Checks that the rows of a `[tokens, heads, 128]` tensor with these strides are there and aligned to 16 bytes; gives the
+    /// strides in bytes.
+    pub(super) fn require_rows(&self, name: &'static str, strides: RowStrides, tokens: usize, heads: usize) -> Result<abi::RowStrides> {
+        let bytes = strides.bytes::<T>(name)?;
+        let last = |stride: usize, n: usize| stride.checked_mul(n.saturating_sub(1));
+        let end = last(strides.token, tokens).zip(last(strides.head, heads)).and_then(|(t, h)| t.checked_add(h)?.checked_add(HEAD_DIM));
+        let end = if tokens == 0 || heads == 0 { Some(0) } else { end };
+        match end {
+            Some(end) => self.require_vectors(name, &[end])?,
+            None => return Err(Error::shape(name, "a size that fits the address space", format!("{strides:?}"))),
+        }
+        Ok(bytes)
+    }
+
     /// As [`Self::require`], for a tensor that kernels read or write 16 bytes at a time.
     pub(super) fn require_vectors(&self, name: &'static str, extents: &[usize]) -> Result<()> {
         self.require(name, extents)?;
         if !self.address.is_multiple_of(VECTOR_BYTES) {
             return Err(Error::value(name, format!("an address that is a multiple of {VECTOR_BYTES}"), format!("{:#x}", self.address)));
+        }
+        Ok(())
+    }
+}
+
+/// Elements from one token, and from one head, of a `[tokens, heads, 128]` tensor to the next; the 128 are contiguous. Both are
+/// multiples of 16 bytes below 2^40.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowStrides {
+    /// From one token to the next.
+    pub token: usize,
+    /// From one head to the next.
+    pub head: usize,
+}
+
+impl RowStrides {
+    /// Heads side by side, tokens one after another.
+    pub fn packed(heads: usize) -> Self {
+        Self { token: heads.saturating_mul(HEAD_DIM), head: HEAD_DIM }
+    }
+
+    /// Byte strides for elements of type `T`.
+    pub(crate) fn bytes<T>(&self, name: &'static str) -> Result<abi::RowStrides> {
+        let bytes = |n: usize| {
+            let bytes = u64::try_from(n).ok()?.checked_mul(size_of::<T>() as u64)?;
+            (bytes.is_multiple_of(VECTOR_BYTES) && bytes < MAX_STRIDE).then_some(bytes as i64)
+        };
+        let both = bytes(self.token).zip(bytes(self.head)).map(|(token, head)| abi::RowStrides { token, head });
+        both.ok_or_else(|| {
+            Error::value(name, format!("strides that are multiples of {VECTOR_BYTES} bytes below 2^40"), format!("{self:?} elements"))
+        })
+    }
+
+    /// Checks that no two rows of 128 overlap.
+    pub(crate) fn apart(&self, name: &'static str, tokens: usize, heads: usize) -> Result<()> {
+        let mut dims = [(self.token, tokens), (self.head, heads)];
+        dims.sort_unstable();
+        let mut free = HEAD_DIM;
+        for (stride, n) in dims.into_iter().filter(|&(_, n)| n > 1) {
+            if stride < free {
+                return Err(Error::value(name, "strides that keep its rows apart", format!("{self:?} of [{tokens}, {heads}, 128]")));
+            }
+            free = stride.saturating_mul(n - 1).saturating_add(free);
         }
         Ok(())
     }
@@ -329,6 +386,28 @@ mod tests {
         // The last row is needed for the scales alone.
         let short = Paged { k_pages: span(0x1000, 5 * 17 * 2 * 128 - 128), ..kv };
         assert!(matches!(short.check(3, 64, 2), Err(Error::Shape { tensor: "k_pages", .. })));
+    }
+
+    #[test]
+    fn rows_with_strides_lie_inside_and_apart() {
+        let strides = RowStrides { token: 3 * 128 + 16, head: 128 };
+        let need = 9 * (3 * 128 + 16) + 2 * 128 + 128;
+        assert_eq!(span::<F8E4M3>(16, need).require_rows("q", strides, 10, 3).ok(), Some(abi::RowStrides { token: 400, head: 128 }));
+        assert!(matches!(span::<F8E4M3>(16, need - 1).require_rows("q", strides, 10, 3), Err(Error::Shape { tensor: "q", .. })));
+        assert!(matches!(span::<F8E4M3>(8, need).require_rows("q", strides, 10, 3), Err(Error::Value { name: "q", .. })));
+        assert!(span::<F8E4M3>(16, 1).require_rows("q", strides, 0, 3).is_ok(), "no rows");
+        for bad in
+            [RowStrides { token: 392, ..strides }, RowStrides { head: 1 << 40, ..strides }, RowStrides { token: usize::MAX, ..strides }]
+        {
+            assert!(matches!(span::<F8E4M3>(16, usize::MAX).require_rows("q", bad, 10, 3), Err(Error::Value { name: "q", .. })), "{bad:?}");
+        }
+        // Eight bf16 are 16 bytes.
+        assert!(RowStrides { token: 384, head: 136 }.bytes::<half::bf16>("out").is_ok());
+        assert!(RowStrides { token: 384, head: 132 }.bytes::<half::bf16>("out").is_err());
+
+        let apart = |token, head, tokens, heads| RowStrides { token, head }.apart("out", tokens, heads).is_ok();
+        assert!(apart(384, 128, 10, 3) && apart(128, 1280, 10, 3) && apart(0, 128, 1, 3) && apart(128, 0, 10, 1));
+        assert!(!apart(368, 128, 10, 3) && !apart(128, 1272, 10, 3) && !apart(112, 128, 10, 1) && !apart(128, 128, 2, 2));
     }
 
     #[test]

@@ -2,10 +2,35 @@
 
 use crate::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use crate::error::{Error, Result};
-use crate::ops::{PageDesc, Paged, Scales, Span};
+use crate::ops::{Heads, PageDesc, Paged, RowStrides, Scales, Span};
 use cudarc::driver::{DeviceSlice, SyncOnDrop};
 use float8::F8E4M3;
 use half::bf16;
+
+/// Strides of the `[tokens, heads, 128]` tensors of a plan: views of larger ones, heads before tokens, padded rows. `None` is
+/// packed. Strides are multiples of 16 bytes; rows of `out` do not overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TensorRows {
+    /// e4m3 queries.
+    pub q: Option<RowStrides>,
+    /// bf16 output.
+    pub out: Option<RowStrides>,
+    /// bf16 keys of [`super::Plan::append_kv`].
+    pub k: Option<RowStrides>,
+    /// bf16 values of [`super::Plan::append_kv`].
+    pub v: Option<RowStrides>,
+}
+
+impl TensorRows {
+    /// Checks what needs no buffer.
+    pub(super) fn check(&self, tokens: usize, heads: Heads) -> Result<()> {
+        self.q.map_or(Ok(()), |rows| rows.bytes::<F8E4M3>("q").map(|_| ()))?;
+        for (name, rows) in [("out", self.out), ("k", self.k), ("v", self.v)] {
+            rows.map_or(Ok(()), |rows| rows.bytes::<bf16>(name).map(|_| ()))?;
+        }
+        self.out.map_or(Ok(()), |rows| rows.apart("out", tokens, heads.hq))
+    }
+}
 
 /// Inputs of a run, borrowed from device memory.
 #[derive(Debug)]

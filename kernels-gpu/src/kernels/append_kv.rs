@@ -3,7 +3,7 @@
 //! One block takes the new tokens of one query block and one KV head. Sixteen lanes share a row: 16 bytes of bf16 in,
 //! 8 bytes of codes out. Where keys have a scale each, those lanes find it first. Four rows of K and of V are loaded before any is converted, to keep enough loads in flight.
 
-use crate::abi::{AppendKvParams, QueryBlock, Request};
+use crate::abi::{AppendKvParams, QueryBlock, Request, RowStrides};
 use crate::config::append_kv::THREADS;
 use crate::config::{BLOCK, HEAD_DIM};
 use crate::layout::pages::{clamped, is_new, new_token, position, row_offset, scale_offset};
@@ -48,10 +48,9 @@ unsafe fn append(p: &AppendKvParams) {
             let (mut k, mut v) = ([[0; 4]; 4], [[0; 4]; 4]);
             unroll!(I < 4 {
                 let token = new_token(&request, position(block.block, first + I as i32 * ROWS));
-                let source_row = (request.q_start + clamped(token, request.q_len)) as i64 * p.hkv as i64 + head as i64;
-                let source = source_row as u64 * (HEAD_DIM as u64 * 2) + lane as u64 * 16;
-                k[I] = global::ld_nc_v4(p.k + source);
-                v[I] = global::ld_nc_v4(p.v + source);
+                let row = (request.q_start + clamped(token, request.q_len)) as i64;
+                k[I] = global::ld_nc_v4(source(p.k, p.k_rows, row, head, lane));
+                v[I] = global::ld_nc_v4(source(p.v, p.v_rows, row, head, lane));
             });
             let mut k_own = [1.0; 4];
             if p.k_token.first != 0 {
@@ -79,6 +78,12 @@ unsafe fn append(p: &AppendKvParams) {
             first += 4 * ROWS;
         }
     }
+}
+
+/// The lane's 16 bytes of a row of new tokens.
+#[inline(always)]
+fn source(tensor: u64, strides: RowStrides, row: i64, head: i32, lane: u32) -> u64 {
+    tensor.wrapping_add((row * strides.token + head as i64 * strides.head) as u64) + lane as u64 * 16
 }
 
 /// Scale of a row that 16 lanes share, of its values times `inverse`.

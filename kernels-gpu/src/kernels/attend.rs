@@ -328,14 +328,10 @@ unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, softmax: &OnlineS
         let [tile_row, from, to] = slot.rows();
         let (head, v_scale) = slot.head();
         let valid = |row: i32| row >= from && row < to;
-        let rows = RowPair {
-            first: (tile_row + row) as i64,
-            valid: [valid(row), valid(row + 8)],
-            token_stride: p.hq as u32 as i64 * HEAD_DIM as i64 * 2,
-        };
+        let rows = RowPair { first: (tile_row + row) as i64, valid: [valid(row), valid(row + 8)], token_stride: p.out_rows.token };
         // A row that sees no key has sum 0: zeros, and a log-sum-exp of minus infinity.
         let factor = |sum: f32| if sum > 0.0 { v_scale * math::rcp(sum) } else { 0.0 };
-        let out = p.out + (head as u64) * (HEAD_DIM as u64 * 2);
+        let out = p.out.wrapping_add((head as i64 * p.out_rows.head) as u64);
         store_rows(output, [factor(sum[0]), factor(sum[1])], out, rows, tid % 32);
         if p.lse != 0 && tid.is_multiple_of(4) {
             let lse = [log_sum(softmax, sum, 0), log_sum(softmax, sum, 1)];
