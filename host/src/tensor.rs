@@ -33,20 +33,20 @@ pub struct PrefillInputs<'a> {
     pub prompt_lens: &'a [i32],
 }
 
-impl PrefillInputs<'_> {
+impl<'a> PrefillInputs<'a> {
     /// Requests of the batch.
     pub fn batch(&self) -> usize {
         self.cu_seqlens_q.len().saturating_sub(1)
     }
 
     /// Scales of single keys, `[total_kv, hkv]`, where `k_scale` is that.
-    pub fn k_token_scale(&self) -> Option<&[f32]> {
+    pub fn k_token_scale(&self) -> Option<&'a [f32]> {
         let per_head = self.k_scale.len() == 1 || self.k_scale.len() == self.hkv;
         (!per_head).then_some(self.k_scale)
     }
 
     /// `k_scale` where that is `[1]` or `[hkv]`, else a one.
-    pub fn k_head_scale(&self) -> &[f32] {
+    pub fn k_head_scale(&self) -> &'a [f32] {
         if self.k_token_scale().is_some() { &[1.0] } else { self.k_scale }
     }
 

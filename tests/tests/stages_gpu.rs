@@ -14,10 +14,22 @@ use stem_attn_kernels::config::{HEAD_DIM, RUNS, SUM_LEN, TILE_BYTES};
 use stem_attn_tests::gpu::gpu;
 use stem_attn_tests::stages::{Batch, Bench, DevicePages, assert_bits, assert_close, cut, normal};
 
+/// With scales of single keys: none, in a tensor of their own, in rows of the pages.
+fn scaled(batch: Batch, own_scales: Option<bool>) -> Batch {
+    match own_scales {
+        Some(in_pages) => batch.with_token_scales(in_pages),
+        None => batch,
+    }
+}
+
 #[rstest]
-fn new_tokens_land_in_their_pages(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize, #[values(false, true)] broken_table: bool) {
+fn new_tokens_land_in_their_pages(
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize,
+    #[values(false, true)] broken_table: bool,
+    #[values(None, Some(false), Some(true))] own_scales: Option<bool>,
+) {
     let Some(gpu) = gpu() else { return };
-    let mut batch = Batch::new(case, true, None);
+    let mut batch = scaled(Batch::new(case, true, None), own_scales);
     if broken_table {
         // Entries outside the pool: their tokens are skipped, and nothing else is touched.
         for (i, entry) in batch.paged.table.iter_mut().enumerate() {
@@ -57,12 +69,19 @@ fn new_tokens_land_in_their_pages(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usi
     let bits = |x: F8E4M3| if x.to_bits() & 0x7f == 0x7f { 0x7f } else { x.to_bits() };
     assert_bits("K pages", &got[0], &batch.paged.k_pages, bits);
     assert_bits("V pages", &got[1], &batch.paged.v_pages, bits);
+    if let Some(k_token) = &pages.k_token {
+        assert_bits("scales", &bench.gpu.download(k_token, batch.paged.k_token.len()), &batch.paged.k_token, f32::to_bits);
+    }
 }
 
 #[rstest]
-fn summaries_match(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize, #[values(false, true)] broken_table: bool) {
+fn summaries_match(
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize,
+    #[values(false, true)] broken_table: bool,
+    #[values(None, Some(false), Some(true))] own_scales: Option<bool>,
+) {
     let Some(gpu) = gpu() else { return };
-    let mut batch = Batch::new(case, true, None);
+    let mut batch = scaled(Batch::new(case, true, None), own_scales);
     let mut table = batch.paged.table.clone();
     if broken_table {
         // A page that is not in the pool reads as zeros: the reference gets a table without that fault and zeros there.
