@@ -184,7 +184,9 @@ impl Cache {
 /// `n` codes of N(0, 1) times `size`, from a table: random numbers at the speed of memory.
 pub fn normal_codes(rng: &mut StdRng, n: usize, size: f32) -> Vec<F8E4M3> {
     use rand_distr::StandardNormal;
-    let table: Vec<F8E4M3> = (0..1 << 12).map(|_| stem_attn::fp8::encode(size * rng.sample::<f32, _>(StandardNormal))).collect();
+    let half: Vec<f32> = (0..1 << 11).map(|_| size * rng.sample::<f32, _>(StandardNormal)).collect();
+    // With every number its negative: a mean that is not 0 would show in sums over many keys.
+    let table: Vec<F8E4M3> = half.iter().flat_map(|&x| [x, -x]).map(stem_attn::fp8::encode).collect();
     let mut codes = Vec::with_capacity(n + 4);
     while codes.len() < n {
         let bits = rng.next_u64();
