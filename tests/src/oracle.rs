@@ -99,8 +99,7 @@ impl Exact {
     /// What differs, and by how much.
     pub fn check(&self, out: &[half::bf16], lse: Option<f32>) -> Result<f64, String> {
         let error = distance(out.iter().map(|x| x.to_f64()), &self.out);
-        // Written so that NaN fails.
-        if !(error <= self.tolerance) {
+        if error.is_nan() || error > self.tolerance {
             return Err(format!("output off by {error:.3e} of {:.3e}, allowed {:.3e}", norm(&self.out), self.tolerance));
         }
         if let Some(lse) = lse.map(f64::from) {

@@ -11,7 +11,7 @@ use stem_attn_tests::gpu::backend;
 /// Cases on a GPU.
 const GPU_CASES: u64 = 2000;
 /// Cases on the CPU.
-const CPU_CASES: u64 = 60;
+const CPU_CASES: u64 = 40;
 
 /// The seeds to run: one that was asked for, or so many from 0.
 fn seeds(default: u64) -> Vec<u64> {
@@ -73,7 +73,7 @@ fn random_problems_on_the_gpu() {
 #[test]
 fn a_wrong_block_shows() {
     let mut seen = 0;
-    for seed in 0..40 {
+    for seed in 0..24 {
         let case = Case::new(seed);
         let total_qb = case.geometry.total_qb();
         let rows: Vec<Vec<i32>> = (0..case.hq * total_qb)
@@ -100,5 +100,5 @@ fn a_wrong_block_shows() {
         assert!(case.check(&out, Some(&lse)).is_err(), "{}", case.describe());
         seen += 1;
     }
-    assert!(seen > 20, "{seen} cases with rows");
+    assert!(seen > 12, "{seen} cases with rows");
 }

@@ -247,11 +247,9 @@ impl PageDesc {
                 Error::value(name, format!("strides from 0 to 2^40 bytes, multiples of {VECTOR_BYTES}"), format!("{strides:?}"))
             })
         };
-        let k_pages = match self.k_token_scales {
-            TokenScaleLayout::InPages { .. } => self.k_token_scales.end(self.pages, self.page_size, hkv)?,
-            TokenScaleLayout::None | TokenScaleLayout::Separate(_) => 0,
-        };
-        Ok([end("k_pages", self.k_strides)?.max(k_pages), end("v_pages", self.v_strides)?])
+        let scales = self.k_token_scales.end(self.pages, self.page_size, hkv)?;
+        let in_pages = matches!(self.k_token_scales, TokenScaleLayout::InPages { .. });
+        Ok([end("k_pages", self.k_strides)?.max(if in_pages { scales } else { 0 }), end("v_pages", self.v_strides)?])
     }
 }
 
