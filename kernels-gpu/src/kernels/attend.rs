@@ -94,7 +94,7 @@ pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: Tens
         unsafe {
             // Each warp gives an item back for itself: all of its lanes read the slot.
             shared.q.init(CONSUMERS * 4);
-            shared.k.init_for(1 + S::ARRIVALS, CONSUMERS);
+            shared.k.init_for(1 + S::ARRIVALS, CONSUMERS * S::RELEASES);
             shared.v.init(CONSUMERS);
             mbarrier::init_fence();
         }
@@ -276,7 +276,7 @@ unsafe fn walk<S: KeyScales>(
         wgmma::wait::<0>();
         let mut scores = pending.landed();
         keys.apply(&mut scores, shared.key_scales(), at, thread % 32);
-        shared.k.release(at, signal);
+        shared.k.release(at, S::signals(thread));
         mask_columns(&mut scores, thread % 32, limit);
         // The output is still zero: whatever the factor is, it scales nothing.
         let mut factor = softmax.step(&mut scores);
@@ -292,7 +292,7 @@ unsafe fn walk<S: KeyScales>(
             wgmma::wait::<1>();
             scores = pending.landed();
             keys.apply(&mut scores, shared.key_scales(), at, thread % 32);
-            shared.k.release(at, signal);
+            shared.k.release(at, S::signals(thread));
             let next_factor = softmax.step(&mut scores);
             softmax.pin();
             // Nothing in PTX keeps ptxas from waiting for P V before the softmax that should hide it, and it does so when

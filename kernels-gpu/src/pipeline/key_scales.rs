@@ -11,7 +11,7 @@ use crate::config::attend::STAGES;
 use crate::layout::pages::{is_page, scale_offset};
 use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::{Item, item};
-use crate::ptx::{SmemAddr, cp_async, special};
+use crate::ptx::{SmemAddr, cp_async, special, warp};
 use crate::tile::key_scales::scale_columns;
 use crate::tile::mma::Scores;
 use crate::unroll;
@@ -20,6 +20,8 @@ use crate::unroll;
 pub trait KeyScales: Copy {
     /// Arrivals on the "full" barrier of a K stage besides the leader's.
     const ARRIVALS: u32;
+    /// Arrivals of a consumer warpgroup on the "empty" barrier of a K stage.
+    const RELEASES: u32;
 
     /// The warp that fetches the scales, over all items of the block, as far as there are scales.
     ///
@@ -28,11 +30,14 @@ pub trait KeyScales: Copy {
     /// [`Self::ARRIVALS`]; `stages` are as many rows of 128 f32, which nobody else writes.
     unsafe fn produce(self, p: &AttendParams, ring: Ring<STAGES>, stages: SmemAddr);
 
-    /// Consumer: multiplies the scores of the keys of stage `at`.
+    /// Consumer: multiplies the scores of the keys of stage `at`. What the warp needs of it has then been read.
     ///
     /// # Safety
-    /// The stage has arrived and is not given back yet; `stages` as in [`Self::produce`].
+    /// Called by whole warps, converged. The stage has arrived and is not given back yet; `stages` as in [`Self::produce`].
     unsafe fn apply(self, scores: &mut Scores, stages: SmemAddr, at: Cursor<STAGES>, lane: u32);
+
+    /// Whether thread `thread` of a consumer warpgroup is one that gives stages back.
+    fn signals(thread: u32) -> u32;
 }
 
 /// Keys have no scale of their own.
@@ -41,11 +46,16 @@ pub struct NoScales;
 
 impl KeyScales for NoScales {
     const ARRIVALS: u32 = 0;
+    const RELEASES: u32 = 1;
 
     #[inline(always)]
     unsafe fn produce(self, _: &AttendParams, _: Ring<STAGES>, _: SmemAddr) {}
     #[inline(always)]
     unsafe fn apply(self, _: &mut Scores, _: SmemAddr, _: Cursor<STAGES>, _: u32) {}
+    #[inline(always)]
+    fn signals(thread: u32) -> u32 {
+        (thread == 0) as u32
+    }
 }
 
 /// Tokens a lane fetches: all in one page and one chunk of scales, because both are multiples of it.
@@ -59,6 +69,7 @@ fn row(stages: SmemAddr, at: Cursor<STAGES>) -> SmemAddr {
 
 impl KeyScales for &TokenScales {
     const ARRIVALS: u32 = 32;
+    const RELEASES: u32 = 4;
 
     #[inline(always)]
     unsafe fn produce(self, p: &AttendParams, ring: Ring<STAGES>, stages: SmemAddr) {
@@ -89,7 +100,16 @@ impl KeyScales for &TokenScales {
     #[inline(always)]
     unsafe fn apply(self, scores: &mut Scores, stages: SmemAddr, at: Cursor<STAGES>, lane: u32) {
         // SAFETY: forwarded from the caller.
-        unsafe { scale_columns(scores, row(stages, at), lane) }
+        unsafe {
+            scale_columns(scores, row(stages, at), lane);
+            warp::sync();
+        }
+    }
+
+    /// A lane of each warp: unlike the product, the scales were read by every warp for itself.
+    #[inline(always)]
+    fn signals(thread: u32) -> u32 {
+        thread.is_multiple_of(32) as u32
     }
 }
 
