@@ -29,8 +29,11 @@ const RANDOM: f64 = 0.03;
 const WHOLE: f64 = 0.021;
 /// Largest error on a capture: the peers'.
 const REAL: f64 = 0.012;
-/// How much larger than that of the shortest sequence the error of a longer one may be: the sample of rows differs.
-const GROWTH: f64 = 1.1;
+/// How much larger than that of the shortest sequence the error of a longer one may be: the sample of rows differs (with exact
+/// accumulation by up to 6 %).
+const GROWTH: f64 = 1.15;
+/// The same for a capture that is repeated, where the share of keys that only the later rows of the original saw grows, too.
+const REPEATED_GROWTH: f64 = 1.25;
 
 /// What a set of rows is off by.
 #[derive(Clone, Copy, Debug)]
@@ -172,19 +175,19 @@ fn whole_prompts(gpu: Option<&CudaBackend>, lengths: &[usize]) {
     }
 }
 
-/// A capture's own lengths, and its keys and values over and over beyond: within the peers' error, and flat from its end on.
+/// A capture's own lengths, and its keys and values over and over beyond: within the peers' error, and flat once they repeat.
 fn capture_lengths(gpu: Option<&CudaBackend>, name: &str, whole: &Batch, lengths: &[usize], step: usize) {
     let length = whole.prompt_lens[0] as usize;
-    let mut at_end = f64::INFINITY;
+    let mut twice = None;
     for &tokens in lengths {
         let batch = real(whole, tokens);
         let errors = measure(&batch, &run(gpu, &batch.inputs()), step);
         report(gpu, &if tokens > length { format!("{name}, repeated") } else { name.to_owned() }, &batch, &errors);
         assert!(errors.relative <= REAL, "{name}, {tokens} tokens: {errors:?}");
-        if tokens == length {
-            at_end = errors.relative;
+        if tokens > length {
+            let twice = *twice.get_or_insert(errors.relative);
+            assert!(errors.relative <= REPEATED_GROWTH * twice, "{name}, {tokens} tokens: {errors:?}, {twice} when first repeated");
         }
-        assert!(tokens < length || errors.relative <= GROWTH * at_end, "{name}, {tokens} tokens: {errors:?}, {at_end} at {length}");
     }
 }
 
@@ -206,5 +209,5 @@ fn the_error_of_the_cpu_backend_does_not_grow_either() {
     heads();
     random_lengths(None, &[1 << 10, 1 << 12, 1 << 13], 16);
     whole_prompts(None, &[1 << 10, 1 << 11]);
-    capture_lengths(None, "demo", &capture(CAPTURE, None), &[1 << 12, 1 << 13, 1 << 14], 32);
+    capture_lengths(None, "demo", &capture(CAPTURE, None), &[1 << 12, 1 << 13, 1 << 14, 1 << 15], 32);
 }
