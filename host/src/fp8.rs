@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use float8::F8E4M3;
 use half::bf16;
 use stem_attn_kernels::config::HEAD_DIM;
+use stem_attn_kernels::layout::row_scale;
 
 /// Largest finite value.
 pub const MAX: f32 = 448.0;
@@ -96,7 +97,8 @@ impl ToF32 for half::f16 {
     }
 }
 
-/// Quantises `x` (`[tokens, heads, 128]`) with one scale per token and head: `amax / 448`, or 1 for a row of zeros.
+/// Quantises `x` (`[tokens, heads, 128]`) with one scale per token and head: `amax / 448` ([`row_scale`]), or 1 for a row of
+/// zeros.
 ///
 /// Returns the codes and the scales `[tokens, heads]`; real = code * scale.
 ///
@@ -109,8 +111,8 @@ pub fn quantize_per_token_head<T: ToF32>(name: &'static str, x: &[T]) -> Result<
     let mut codes = Vec::with_capacity(x.len());
     let mut scales = Vec::with_capacity(x.len() / HEAD_DIM);
     for row in x.chunks_exact(HEAD_DIM) {
-        let scale = scale_of(amax(name, row)?);
-        append(row, scale, &mut codes);
+        let scale = row_scale(amax(name, row)?);
+        append(row, scale, 1.0, &mut codes);
         scales.push(scale);
     }
     Ok((codes, scales))
@@ -121,17 +123,24 @@ pub fn quantize_per_token_head<T: ToF32>(name: &'static str, x: &[T]) -> Result<
 /// # Errors
 /// [`Error::Value`] for a NaN or an infinity, naming `name`.
 pub fn quantize_per_tensor<T: ToF32>(name: &'static str, x: &[T]) -> Result<(Vec<F8E4M3>, f32)> {
-    let scale = scale_of(amax(name, x)?);
+    let scale = row_scale(amax(name, x)?);
     let mut codes = Vec::with_capacity(x.len());
-    append(x, scale, &mut codes);
+    append(x, scale, 1.0, &mut codes);
     Ok((codes, scale))
 }
 
-/// Appends the codes of `x` to `codes`: `e4m3(x * (1 / scale))`, the reciprocal and the product each rounded to f32, as
-/// `append_kv` computes them. NaN stays NaN.
-pub fn append<T: ToF32>(x: &[T], scale: f32, codes: &mut Vec<F8E4M3>) {
+/// Appends the codes of `x` to `codes`: `e4m3(x * (1 / scale) * (1 / own))`, the reciprocals and the products each rounded to f32,
+/// as `append_kv` computes them. NaN stays NaN.
+pub fn append<T: ToF32>(x: &[T], scale: f32, own: f32, codes: &mut Vec<F8E4M3>) {
+    let (inverse, own) = (1.0 / scale, 1.0 / own);
+    codes.extend(x.iter().map(|x| encode(x.to_f32() * inverse * own)));
+}
+
+/// The scale of a single key beside the `scale` of its tensor or head, as `append_kv` computes it: [`row_scale`] of the largest
+/// magnitude of `x * (1 / scale)`, NaN left aside.
+pub fn own_scale<T: ToF32>(x: &[T], scale: f32) -> f32 {
     let inverse = 1.0 / scale;
-    codes.extend(x.iter().map(|x| encode(x.to_f32() * inverse)));
+    row_scale(x.iter().fold(0f32, |largest, x| largest.max((x.to_f32() * inverse).abs())))
 }
 
 fn amax<T: ToF32>(name: &'static str, x: &[T]) -> Result<f32> {
@@ -144,10 +153,4 @@ fn amax<T: ToF32>(name: &'static str, x: &[T]) -> Result<f32> {
         amax = amax.max(x.abs());
     }
     Ok(amax)
-}
-
-/// The scale must be positive and its reciprocal finite: rows whose largest element is below about 2^-117 keep the
-/// smallest such scale and lose precision they never had.
-fn scale_of(amax: f32) -> f32 {
-    if amax == 0.0 { 1.0 } else { (amax / MAX).max(f32::MIN_POSITIVE) }
 }

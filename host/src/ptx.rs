@@ -16,13 +16,15 @@ pub enum PtxModule {
     SummarizeKv,
     /// Query sums, value term, scores, top-k.
     Select,
+    /// Lists from masks in other forms.
+    Lists,
     /// Attention.
     Attend,
 }
 
 impl PtxModule {
     /// Every module.
-    pub const ALL: [Self; 4] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Attend];
+    pub const ALL: [Self; 5] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Lists, Self::Attend];
 
     /// File name without its extension.
     pub const fn name(self) -> &'static str {
@@ -30,6 +32,7 @@ impl PtxModule {
             Self::AppendKv => "append_kv",
             Self::SummarizeKv => "summarize_kv",
             Self::Select => "select",
+            Self::Lists => "lists",
             Self::Attend => "attend",
         }
     }
@@ -40,6 +43,7 @@ impl PtxModule {
             Self::AppendKv => include_str!("../ptx/append_kv.ptx"),
             Self::SummarizeKv => include_str!("../ptx/summarize_kv.ptx"),
             Self::Select => include_str!("../ptx/select.ptx"),
+            Self::Lists => include_str!("../ptx/lists.ptx"),
             Self::Attend => include_str!("../ptx/attend.ptx"),
         }
     }
@@ -52,6 +56,8 @@ pub enum KernelId {
     AppendKv,
     /// Key sums, run norms and V tiles of every key block.
     SummarizeKv,
+    /// The same, for keys with a scale each.
+    SummarizeKvTokenScales,
     /// Group sums of the queries.
     QuerySums,
     /// Value term of every key block.
@@ -60,22 +66,40 @@ pub enum KernelId {
     Scores,
     /// Lists of every query block.
     Topk,
+    /// Lists of a byte mask.
+    ListsFromMask,
+    /// Lists of compressed sparse rows.
+    ListsFromCsr,
     /// Block-sparse and dense attention.
     Attend,
+    /// The same, for keys with a scale each.
+    AttendTokenScales,
 }
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 7] =
-        [Self::AppendKv, Self::SummarizeKv, Self::QuerySums, Self::ValueBias, Self::Scores, Self::Topk, Self::Attend];
+    pub const ALL: [Self; 11] = [
+        Self::AppendKv,
+        Self::SummarizeKv,
+        Self::SummarizeKvTokenScales,
+        Self::QuerySums,
+        Self::ValueBias,
+        Self::Scores,
+        Self::Topk,
+        Self::ListsFromMask,
+        Self::ListsFromCsr,
+        Self::Attend,
+        Self::AttendTokenScales,
+    ];
 
     /// The module it is in.
     pub const fn module(self) -> PtxModule {
         match self {
             Self::AppendKv => PtxModule::AppendKv,
-            Self::SummarizeKv => PtxModule::SummarizeKv,
+            Self::SummarizeKv | Self::SummarizeKvTokenScales => PtxModule::SummarizeKv,
             Self::QuerySums | Self::ValueBias | Self::Scores | Self::Topk => PtxModule::Select,
-            Self::Attend => PtxModule::Attend,
+            Self::ListsFromMask | Self::ListsFromCsr => PtxModule::Lists,
+            Self::Attend | Self::AttendTokenScales => PtxModule::Attend,
         }
     }
 
@@ -84,11 +108,15 @@ impl KernelId {
         match self {
             Self::AppendKv => "append_kv_bf16_d128",
             Self::SummarizeKv => "summarize_kv_fp8_d128",
+            Self::SummarizeKvTokenScales => "summarize_kv_fp8_d128_token_scales",
             Self::QuerySums => "select_query_sums",
             Self::ValueBias => "select_value_bias",
             Self::Scores => "select_scores",
             Self::Topk => "select_topk",
+            Self::ListsFromMask => "lists_from_mask",
+            Self::ListsFromCsr => "lists_from_csr",
             Self::Attend => "attend_fp8_d128",
+            Self::AttendTokenScales => "attend_fp8_d128_token_scales",
         }
     }
 
@@ -96,12 +124,13 @@ impl KernelId {
     pub const fn threads(self) -> u32 {
         match self {
             Self::AppendKv => config::append_kv::THREADS,
-            Self::SummarizeKv => config::summarize_kv::THREADS,
+            Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::THREADS,
             Self::QuerySums => config::select::query_sums::THREADS,
             Self::ValueBias => config::select::value_bias::THREADS,
             Self::Scores => config::select::scores::THREADS,
             Self::Topk => config::select::topk::THREADS,
-            Self::Attend => config::attend::THREADS,
+            Self::ListsFromMask | Self::ListsFromCsr => config::lists::THREADS,
+            Self::Attend | Self::AttendTokenScales => config::attend::THREADS,
         }
     }
 
@@ -109,12 +138,14 @@ impl KernelId {
     pub const fn shared_bytes(self) -> u32 {
         match self {
             Self::AppendKv => config::append_kv::SMEM_BYTES,
-            Self::SummarizeKv => config::summarize_kv::SMEM_BYTES,
+            Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::SMEM_BYTES,
             Self::QuerySums => config::select::query_sums::SMEM_BYTES,
             Self::ValueBias => config::select::value_bias::SMEM_BYTES,
             Self::Scores => config::select::scores::SMEM_BYTES,
             Self::Topk => config::select::topk::SMEM_BYTES,
+            Self::ListsFromMask | Self::ListsFromCsr => config::lists::SMEM_BYTES,
             Self::Attend => config::attend::smem::BYTES,
+            Self::AttendTokenScales => config::attend::smem::BYTES_TOKEN_SCALES,
         }
     }
 }
@@ -141,11 +172,15 @@ mod tests {
         for (kernel, sizes) in [
             (KernelId::AppendKv, vec![size_of::<abi::AppendKvParams>()]),
             (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
+            (KernelId::SummarizeKvTokenScales, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::QuerySums, vec![size_of::<abi::QuerySumsParams>()]),
             (KernelId::ValueBias, vec![size_of::<abi::ValueBiasParams>()]),
             (KernelId::Scores, vec![size_of::<abi::ScoresParams>(), 128, 128]),
             (KernelId::Topk, vec![size_of::<abi::TopkParams>()]),
+            (KernelId::ListsFromMask, vec![size_of::<abi::MaskListsParams>()]),
+            (KernelId::ListsFromCsr, vec![size_of::<abi::CsrListsParams>()]),
             (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),
+            (KernelId::AttendTokenScales, vec![size_of::<abi::AttendParams>(), 128, 128, size_of::<abi::TokenScales>()]),
         ] {
             let text = kernel.module().text();
             let (_, rest) = text.split_once(&format!(".entry {}(", kernel.entry())).expect("the entry");
@@ -153,7 +188,7 @@ mod tests {
             let declared: Vec<&str> = list.split(',').map(str::trim).collect();
             assert_eq!(declared.len(), sizes.len(), "{}: {declared:?}", kernel.entry());
             for (i, (declared, size)) in declared.iter().zip(sizes).enumerate() {
-                let align = if i == 0 { 8 } else { 64 };
+                let align = if size == 128 { 64 } else { 8 };
                 let want = format!(".param .align {align} .b8 {}_param_{i}[{size}]", kernel.entry());
                 assert_eq!(*declared, want);
             }

@@ -17,7 +17,7 @@ pub struct PrefillInputs<'a> {
     pub k: &'a [F8E4M3],
     /// `[total_kv, hkv, 128]` e4m3.
     pub v: &'a [F8E4M3],
-    /// `[1]` or `[hkv]`, positive and finite.
+    /// `[1]`, `[hkv]` or `[total_kv, hkv]`, positive and finite.
     pub k_scale: &'a [f32],
     /// `[1]` or `[hkv]`, positive and finite.
     pub v_scale: &'a [f32],
@@ -33,10 +33,21 @@ pub struct PrefillInputs<'a> {
     pub prompt_lens: &'a [i32],
 }
 
-impl PrefillInputs<'_> {
+impl<'a> PrefillInputs<'a> {
     /// Requests of the batch.
     pub fn batch(&self) -> usize {
         self.cu_seqlens_q.len().saturating_sub(1)
+    }
+
+    /// Scales of single keys, `[total_kv, hkv]`, where `k_scale` is that.
+    pub fn k_token_scale(&self) -> Option<&'a [f32]> {
+        let per_head = self.k_scale.len() == 1 || self.k_scale.len() == self.hkv;
+        (!per_head).then_some(self.k_scale)
+    }
+
+    /// `k_scale` where that is `[1]` or `[hkv]`, else a one.
+    pub fn k_head_scale(&self) -> &'a [f32] {
+        if self.k_token_scale().is_some() { &[1.0] } else { self.k_scale }
     }
 
     /// Checks every extent and scale.
@@ -75,9 +86,13 @@ impl PrefillInputs<'_> {
             }
         }
         check_scales("q_scale", self.q_scale)?;
-        for (name, scales) in [("k_scale", self.k_scale), ("v_scale", self.v_scale)] {
-            if scales.len() != 1 && scales.len() != self.hkv {
-                return Err(Error::shape(name, format!("[1] or [{}]", self.hkv), format!("[{}]", scales.len())));
+        for (name, scales, per_token) in
+            [("k_scale", self.k_scale, Some(elements(total_kv, self.hkv, 1, "k_scale")?)), ("v_scale", self.v_scale, None)]
+        {
+            let (one, hkv) = (scales.len() == 1, scales.len() == self.hkv);
+            if !one && !hkv && Some(scales.len()) != per_token {
+                let token = if per_token.is_some() { format!(" or [{total_kv}, {}]", self.hkv) } else { String::new() };
+                return Err(Error::shape(name, format!("[1] or [{}]{token}", self.hkv), format!("[{}]", scales.len())));
             }
             check_scales(name, scales)?;
         }

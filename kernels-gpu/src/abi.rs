@@ -63,13 +63,53 @@ pub struct PageStrides {
     pub head: i64,
 }
 
+/// Byte strides of a `[tokens, heads, 128]` tensor; the rows of 128 are contiguous.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowStrides {
+    /// Bytes from one token to the next.
+    pub token: i64,
+    /// Bytes from one head to the next.
+    pub head: i64,
+}
+
+/// Byte strides of the f32 scales per token and head of a paged tensor: the scale of token t of page p and head h lies
+/// `p * page + t / 32 * chunk + t % 32 * token + h * head` bytes after the first. In chunks of 32, because 32 scales fill one
+/// 128-byte row of a page that holds its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScaleStrides {
+    /// Bytes from one page to the next.
+    pub page: i64,
+    /// Bytes from one chunk of 32 tokens of a page to the next.
+    pub chunk: i64,
+    /// Bytes from one token of a chunk to the next.
+    pub token: i64,
+    /// Bytes from one head to the next.
+    pub head: i64,
+}
+
+/// K scales per token and head, which multiply the scale of the tensor or head.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenScales {
+    /// The first f32; 0 where there are none.
+    pub first: u64,
+    /// Where the others are.
+    pub strides: ScaleStrides,
+    /// Pages that have scales: tokens of a page-table entry outside `0..pages` have the scale 0.
+    pub pages: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
 /// `append_kv_bf16_d128`: bf16 K and V of the new tokens to e4m3 pages. Grid (total_qb, hkv), 128 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AppendKvParams {
-    /// bf16 `[total_q, hkv, 128]`.
+    /// bf16 `[total_q, hkv, 128]` with strides `k_rows`.
     pub k: u64,
-    /// bf16 `[total_q, hkv, 128]`.
+    /// bf16 `[total_q, hkv, 128]` with strides `v_rows`.
     pub v: u64,
     /// e4m3 pages.
     pub k_pages: u64,
@@ -89,6 +129,12 @@ pub struct AppendKvParams {
     pub k_strides: PageStrides,
     /// Strides of the V pages.
     pub v_strides: PageStrides,
+    /// Strides of `k`.
+    pub k_rows: RowStrides,
+    /// Strides of `v`.
+    pub v_rows: RowStrides,
+    /// Out, where there are any: `amax / 448` of each new key over `k_scale`, which its codes are divided by too.
+    pub k_token: TokenScales,
     /// 0: one K scale for all heads; 1: one per head.
     pub k_scale_stride: i32,
     /// 0: one V scale for all heads; 1: one per head.
@@ -99,8 +145,8 @@ pub struct AppendKvParams {
     pub table_stride: i32,
     /// Number of pages: entries outside `0..pages` are skipped.
     pub pages: i32,
-    /// KV heads.
-    pub hkv: i32,
+    /// Zero.
+    pub reserved: i32,
 }
 
 /// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of every key block. Grid (total_kb, hkv), 128 threads.
@@ -131,6 +177,8 @@ pub struct SummarizeKvParams {
     pub k_strides: PageStrides,
     /// Strides of the V pages.
     pub v_strides: PageStrides,
+    /// Scales of single keys, where there are any.
+    pub k_token: TokenScales,
     /// 0: one K scale for all heads; 1: one per head.
     pub k_scale_stride: i32,
     /// 0: one V scale for all heads; 1: one per head.
@@ -153,10 +201,12 @@ pub struct SummarizeKvParams {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct QuerySumsParams {
-    /// e4m3 `[total_q, hq, 128]`.
+    /// e4m3 `[total_q, hq, 128]` with strides `q_rows`.
     pub q: u64,
     /// f32 `[total_q, hq]`.
     pub q_scale: u64,
+    /// Strides of `q`.
+    pub q_rows: RowStrides,
     /// [`Request`] `[batch]`.
     pub requests: u64,
     /// [`QueryBlock`] `[total_qb]`.
@@ -250,7 +300,8 @@ pub struct TopkParams {
     pub keep_all_ties: i32,
 }
 
-/// `attend_fp8_d128` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K pages).
+/// `attend_fp8_d128` and `attend_fp8_d128_token_scales` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K
+/// pages; the second entry's parameter 3 is its [`TokenScales`]).
 /// Grid (up to one block a multiprocessor), [`crate::config::attend::THREADS`] threads. Persistent: of the `hq * total_qb` items, from the
 /// longest rows to the shortest, every block takes one of each round (`pipeline::work`). `hq * total_qb` fits i32.
 ///
@@ -277,10 +328,12 @@ pub struct AttendParams {
     pub query_blocks: u64,
     /// [`Request`] `[batch]`.
     pub requests: u64,
-    /// Out: bf16 `[total_q, hq, 128]`.
+    /// Out: bf16 `[total_q, hq, 128]` with strides `out_rows`.
     pub out: u64,
     /// Out: f32 `[total_q, hq]` natural log-sum-exp, or 0.
     pub lse: u64,
+    /// Strides of `out`.
+    pub out_rows: RowStrides,
     /// `log2(e) / sqrt(128)` or the caller's softmax scale times log2(e).
     pub softmax_scale_log2: f32,
     /// Query heads.
@@ -307,17 +360,77 @@ pub struct AttendParams {
     pub reserved: i32,
 }
 
+/// Rows of block lists to be written.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ListRows {
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// Out: i32 `[hq, total_qb, list_stride]`, ascending key-block indices.
+    pub lists: u64,
+    /// Out: i32 `[hq, total_qb]`.
+    pub counts: u64,
+    /// Entries of a list; of a row that has more, the first are kept.
+    pub list_stride: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// 1: a row sees the key blocks up to its own.
+    pub causal: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `lists_from_mask`: lists of the bytes that are not 0. Grid (total_qb, hq), [`crate::config::lists::THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MaskListsParams {
+    /// u8 `[hq, total_qb, columns]`; column j is key block j of the row's request.
+    pub mask: u64,
+    /// The lists.
+    pub rows: ListRows,
+    /// Bytes of a row, at least 1.
+    pub columns: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `lists_from_csr`: lists of compressed sparse rows. Grid (total_qb, hq), [`crate::config::lists::THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CsrListsParams {
+    /// `[hq * total_qb + 1]` offsets into the indices; i32, or i64 where `wide`.
+    pub indptr: u64,
+    /// i32 `[entries]` key-block indices of the row's request, in any order.
+    pub indices: u64,
+    /// The lists.
+    pub rows: ListRows,
+    /// Indices.
+    pub entries: i64,
+    /// 1: the offsets are i64.
+    pub wide: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Request>() == 32);
     assert!(size_of::<QueryBlock>() == 16);
     assert!(size_of::<KeyBlock>() == 8);
     assert!(size_of::<PageStrides>() == 24);
-    assert!(size_of::<AppendKvParams>() == 144 && offset_of!(AppendKvParams, k_strides) == 72);
-    assert!(size_of::<SummarizeKvParams>() == 160 && offset_of!(SummarizeKvParams, k_strides) == 80);
-    assert!(size_of::<QuerySumsParams>() == 48);
+    assert!(size_of::<ScaleStrides>() == 32);
+    assert!(size_of::<TokenScales>() == 48);
+    assert!(size_of::<RowStrides>() == 16);
+    assert!(size_of::<AppendKvParams>() == 224 && offset_of!(AppendKvParams, k_strides) == 72);
+    assert!(size_of::<SummarizeKvParams>() == 208 && offset_of!(SummarizeKvParams, k_strides) == 80);
+    assert!(size_of::<QuerySumsParams>() == 64);
     assert!(size_of::<ValueBiasParams>() == 40);
     assert!(size_of::<ScoresParams>() == 56);
     assert!(size_of::<TopkParams>() == 72);
-    assert!(size_of::<AttendParams>() == 136 && offset_of!(AttendParams, softmax_scale_log2) == 88);
+    assert!(size_of::<ListRows>() == 48);
+    assert!(size_of::<MaskListsParams>() == 64);
+    assert!(size_of::<CsrListsParams>() == 80);
+    assert!(size_of::<AttendParams>() == 152 && offset_of!(AttendParams, softmax_scale_log2) == 104);
 };

@@ -67,8 +67,29 @@ pub mod attend {
         pub const KV_RING: u32 = READY + 16 * Q_STAGES;
         /// Bytes of dynamic shared memory.
         pub const BYTES: u32 = KV_RING + 16 * STAGES;
-        const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
+        /// Scales of the keys of each K stage, where keys have scales of their own.
+        pub const KEY_SCALES: u32 = BYTES;
+        /// Bytes of dynamic shared memory with scales of single keys.
+        pub const BYTES_TOKEN_SCALES: u32 = KEY_SCALES + STAGES * 128 * 4;
+        const _: () = assert!(KEY_SCALES.is_multiple_of(8), "scales are read in pairs");
+        const _: () = assert!(BYTES_TOKEN_SCALES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
+}
+
+/// `lists_from_mask` and `lists_from_csr`.
+pub mod lists {
+    use super::select::topk;
+    /// Threads of a block: as many as top-k has, whose ranks across warps are used here, too.
+    pub const THREADS: u32 = topk::THREADS;
+    /// Key blocks of a row that are bits in shared memory at a time: 8 M tokens, so that in practice there is one pass.
+    pub const WINDOW: i32 = 65_536;
+    /// Words of those bits.
+    pub const WINDOW_WORDS: u32 = WINDOW as u32 / 32;
+    /// Where the warps' counts lie: behind the bits.
+    pub const SLOTS: u32 = WINDOW_WORDS * 4;
+    /// Bytes of dynamic shared memory.
+    pub const SMEM_BYTES: u32 = SLOTS + topk::WARPS * 4;
+    const _: () = assert!(SLOTS.is_multiple_of(16), "the counts are read as vectors of four");
 }
 
 /// `append_kv_bf16_d128`.

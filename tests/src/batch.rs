@@ -22,7 +22,7 @@ pub struct Batch {
     pub k: Vec<F8E4M3>,
     /// `[total_kv, hkv, 128]`.
     pub v: Vec<F8E4M3>,
-    /// `[hkv]`.
+    /// `[hkv]`, or `[total_kv, hkv]`.
     pub k_scale: Vec<f32>,
     /// `[hkv]`.
     pub v_scale: Vec<f32>,
@@ -91,8 +91,19 @@ impl Batch {
         Geometry::new(&self.cu_seqlens_q, &self.cu_seqlens_kv, &self.prompt_lens, causal, config).expect("a valid batch")
     }
 
+    /// With a scale for every key, around its head's.
+    pub fn with_token_scales(self, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let tokens = self.k.len() / 128;
+        Self { k_scale: (0..tokens).map(|i| self.k_scale[i % self.hkv] * rng.random_range(0.5..2.0)).collect(), ..self }
+    }
+
     /// Its K and V in pages.
     pub fn paged(&self, page_size: usize, layout: PageLayout, order: Option<&[i32]>) -> PagedTensors {
-        PagedTensors::build(&self.k, &self.v, self.hkv, &self.cu_seqlens_kv, page_size, layout, order).expect("a valid batch")
+        let paged = PagedTensors::build(&self.k, &self.v, self.hkv, &self.cu_seqlens_kv, page_size, layout, order).expect("a valid batch");
+        match self.inputs().k_token_scale() {
+            Some(scales) => paged.with_token_scales(scales, &self.cu_seqlens_kv, layout, false).expect("a scale for every key"),
+            None => paged,
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! Shared helpers of the integration tests.
 
 pub mod batch;
+pub mod capture;
+pub mod fuzz;
 pub mod gpu;
+pub mod oracle;
 pub mod stages;

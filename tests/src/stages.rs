@@ -104,6 +104,16 @@ impl Batch {
         Self { heads: Heads::new(hq, hkv).expect("heads"), geometry, q, q_scale, paged, k_scale, v_scale }
     }
 
+    /// With a scale for every key, in rows of the pages or in a tensor of their own.
+    pub fn with_token_scales(mut self, in_pages: bool) -> Self {
+        let rng = &mut StdRng::seed_from_u64(self.geometry.total_kv as u64);
+        let starts = offsets(self.geometry.requests.iter().map(|r| r.kv_len));
+        let scales: Vec<f32> = (0..self.geometry.total_kv * self.heads.hkv).map(|_| rng.random_range(0.1..3.0)).collect();
+        let layout = if self.paged.strides.token > self.paged.strides.head { PageLayout::Nhd } else { PageLayout::Hnd };
+        self.paged = self.paged.with_token_scales(&scales, &starts, layout, in_pages).expect("a scale for every key");
+        self
+    }
+
     /// The batch's pages with `filler` in every element that no token owns.
     pub fn owned_pages(&self, filler: F8E4M3) -> PagedTensors {
         let mut paged = self.paged.clone();
@@ -112,6 +122,7 @@ impl Batch {
         for (b, request) in self.geometry.requests.iter().enumerate() {
             for token in 0..request.kv_len as usize {
                 for head in 0..self.heads.hkv {
+                    paged.set_token_scale(b, head, token, self.paged.view().token_scale(b, head, token));
                     for tensor in [KvTensor::K, KvTensor::V] {
                         let from = self.paged.view().row(tensor, b, head, token).expect("a row");
                         paged.row_mut(tensor, b, head, token).expect("a row").copy_from_slice(from);
@@ -164,6 +175,8 @@ pub struct DevicePages {
     table: CudaSlice<i32>,
     k_scale: CudaSlice<f32>,
     v_scale: CudaSlice<f32>,
+    /// Scales of single keys, where they have a tensor of their own.
+    pub k_token: Option<CudaSlice<f32>>,
 }
 
 impl DevicePages {
@@ -176,6 +189,7 @@ impl DevicePages {
             table: gpu.upload(table),
             k_scale: gpu.upload(&batch.k_scale),
             v_scale: gpu.upload(&batch.v_scale),
+            k_token: (!pages.k_token.is_empty()).then(|| gpu.upload(&pages.k_token)),
         }
     }
 
@@ -192,13 +206,18 @@ impl DevicePages {
                 page_size: host.page_size,
                 pages: host.pages,
                 table_stride: host.table_stride,
+                k_token_scales: host.k_token_scales,
             },
         }
     }
 
     /// Scales as the launchers see them.
     pub fn scales(&self, bench: &Bench, batch: &Batch) -> Scales {
-        Scales { k: bench.span(&self.k_scale, batch.k_scale.len()), v: bench.span(&self.v_scale, batch.v_scale.len()) }
+        Scales {
+            k: bench.span(&self.k_scale, batch.k_scale.len()),
+            v: bench.span(&self.v_scale, batch.v_scale.len()),
+            k_token: self.k_token.as_ref().map(|s| bench.span(s, s.len())),
+        }
     }
 }
 

@@ -127,7 +127,7 @@ fn append_rounds_the_product_with_the_reciprocal() {
     let x: Vec<bf16> = (0..1000).map(|i| bf16::from_f32((i as f32 - 500.0) * 0.37)).chain([bf16::NAN]).collect();
     let scale = 0.3;
     let mut codes = Vec::new();
-    fp8::append(&x, scale, &mut codes);
+    fp8::append(&x, scale, 1.0, &mut codes);
     for (x, code) in x.iter().zip(&codes) {
         assert_eq!(code.to_bits(), nearest(x.to_f32() * (1.0 / scale)));
     }

@@ -2,11 +2,11 @@
 
 use rstest::rstest;
 use stem_attn::driver::{Device, available};
-use stem_attn::kv::PageLayout;
+use stem_attn::kv::{PageLayout, TokenScaleLayout};
 use stem_attn::ops::PageDesc;
 use stem_attn::plan::{PlanDesc, PlanSelection, default_softmax_scale};
 use stem_attn::{Backend, BackendKind, Error, Preset, StemConfig};
-use stem_attn_kernels::abi::PageStrides;
+use stem_attn_kernels::abi::{PageStrides, ScaleStrides};
 
 const LENS: [i32; 3] = [0, 300, 1000];
 
@@ -28,6 +28,12 @@ fn strides(change: impl Fn(&mut PageStrides)) -> PageDesc {
     let mut pages = desc().pages;
     change(&mut pages.k_strides);
     pages
+}
+
+fn token_scales(change: impl Fn(&mut ScaleStrides)) -> TokenScaleLayout {
+    let mut strides = PageLayout::Nhd.scale_strides(2, 64);
+    change(&mut strides);
+    TokenScaleLayout::Separate(strides)
 }
 
 #[test]
@@ -62,6 +68,8 @@ fn a_good_description_passes() {
 #[case("k_pages", PlanDesc { pages: strides(|s| s.token = 130), ..desc() })]
 #[case("k_pages", PlanDesc { pages: strides(|s| s.page = -16), ..desc() })]
 #[case("k_pages", PlanDesc { pages: strides(|s| s.head = i64::MAX - 15), ..desc() })]
+#[case("k_token_scale", PlanDesc { pages: PageDesc { k_token_scales: token_scales(|s| s.head = 2), ..desc().pages }, ..desc() })]
+#[case("k_token_scale", PlanDesc { pages: PageDesc { k_token_scales: token_scales(|s| s.chunk = -128), ..desc().pages }, ..desc() })]
 fn bad_descriptions_are_named(#[case] name: &str, #[case] desc: PlanDesc<'_>) {
     match desc.validate() {
         Err(Error::Shape { tensor, .. }) => assert_eq!(tensor, name),

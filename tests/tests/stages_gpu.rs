@@ -14,10 +14,36 @@ use stem_attn_kernels::config::{HEAD_DIM, RUNS, SUM_LEN, TILE_BYTES};
 use stem_attn_tests::gpu::gpu;
 use stem_attn_tests::stages::{Batch, Bench, DevicePages, assert_bits, assert_close, cut, normal};
 
+/// A `[tokens, heads, 128]` tensor as it stands, or, where `odd`, heads before tokens with gaps of `vector` elements.
+fn laid_out<T: Copy>(x: &[T], heads: usize, odd: bool, vector: usize, filler: T) -> (Vec<T>, ops::RowStrides) {
+    let tokens = x.len() / 128 / heads;
+    if !odd {
+        return (x.to_vec(), ops::RowStrides::packed(heads));
+    }
+    let strides = ops::RowStrides { token: 128 + vector, head: tokens * (128 + vector) + 2 * vector };
+    let mut wide = vec![filler; strides.head * heads];
+    for (i, row) in x.chunks_exact(128).enumerate() {
+        wide[i / heads * strides.token + i % heads * strides.head..][..128].copy_from_slice(row);
+    }
+    (wide, strides)
+}
+
+/// With scales of single keys: none, in a tensor of their own, in rows of the pages.
+fn scaled(batch: Batch, own_scales: Option<bool>) -> Batch {
+    match own_scales {
+        Some(in_pages) => batch.with_token_scales(in_pages),
+        None => batch,
+    }
+}
+
 #[rstest]
-fn new_tokens_land_in_their_pages(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize, #[values(false, true)] broken_table: bool) {
+fn new_tokens_land_in_their_pages(
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize,
+    #[values(false, true)] broken_table: bool,
+    #[values(None, Some(false), Some(true))] own_scales: Option<bool>,
+) {
     let Some(gpu) = gpu() else { return };
-    let mut batch = Batch::new(case, true, None);
+    let mut batch = scaled(Batch::new(case, true, None), own_scales);
     if broken_table {
         // Entries outside the pool: their tokens are skipped, and nothing else is touched.
         for (i, entry) in batch.paged.table.iter_mut().enumerate() {
@@ -41,10 +67,14 @@ fn new_tokens_land_in_their_pages(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usi
     };
     let (k, v) = (values(), values());
     let pages = DevicePages::new(&bench, &batch, &batch.paged, &batch.paged.table);
-    let (device_k, device_v) = (bench.gpu.upload(&k), bench.gpu.upload(&v));
+    let (wide_k, k_rows) = laid_out(&k, batch.heads.hkv, case % 2 == 1, 8, bf16::ONE);
+    let (wide_v, v_rows) = laid_out(&v, batch.heads.hkv, case % 3 == 1, 8, bf16::ONE);
+    let (device_k, device_v) = (bench.gpu.upload(&wide_k), bench.gpu.upload(&wide_v));
     let args = ops::AppendKv {
-        k: bench.span(&device_k, n),
-        v: bench.span(&device_v, n),
+        k: bench.span(&device_k, wide_k.len()),
+        k_rows,
+        v: bench.span(&device_v, wide_v.len()),
+        v_rows,
         kv: pages.paged(&bench, &batch),
         scales: pages.scales(&bench, &batch),
     };
@@ -55,12 +85,19 @@ fn new_tokens_land_in_their_pages(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usi
     let bits = |x: F8E4M3| if x.to_bits() & 0x7f == 0x7f { 0x7f } else { x.to_bits() };
     assert_bits("K pages", &got[0], &batch.paged.k_pages, bits);
     assert_bits("V pages", &got[1], &batch.paged.v_pages, bits);
+    if let Some(k_token) = &pages.k_token {
+        assert_bits("scales", &bench.gpu.download(k_token, batch.paged.k_token.len()), &batch.paged.k_token, f32::to_bits);
+    }
 }
 
 #[rstest]
-fn summaries_match(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize, #[values(false, true)] broken_table: bool) {
+fn summaries_match(
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize,
+    #[values(false, true)] broken_table: bool,
+    #[values(None, Some(false), Some(true))] own_scales: Option<bool>,
+) {
     let Some(gpu) = gpu() else { return };
-    let mut batch = Batch::new(case, true, None);
+    let mut batch = scaled(Batch::new(case, true, None), own_scales);
     let mut table = batch.paged.table.clone();
     if broken_table {
         // A page that is not in the pool reads as zeros: the reference gets a table without that fault and zeros there.
@@ -108,10 +145,12 @@ fn query_sums_match(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize) {
     let batch = Batch::new(case, true, None);
     let bench = Bench::new(gpu, &batch.geometry, batch.heads);
     let want = reference::query_sums(&batch.q, &batch.q_scale, batch.heads.hq, &batch.geometry).expect("reference");
-    let (q, q_scale) = (bench.gpu.upload(&batch.q), bench.gpu.upload(&batch.q_scale));
+    let (wide, q_rows) = laid_out(&batch.q, batch.heads.hq, case % 2 == 1, 16, F8E4M3::from_bits(0x7f));
+    let (q, q_scale) = (bench.gpu.upload(&wide), bench.gpu.upload(&batch.q_scale));
     let q_sums = bench.gpu.poisoned::<bf16>(want.len());
     let args = ops::QuerySums {
-        q: bench.span(&q, batch.q.len()),
+        q: bench.span(&q, wide.len()),
+        q_rows,
         q_scale: bench.span(&q_scale, batch.q_scale.len()),
         q_sums: bench.span(&q_sums, want.len()),
     };

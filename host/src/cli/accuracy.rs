@@ -98,14 +98,15 @@ fn attend(inputs: &PrefillInputs<'_>, g: &Shape, row: Row, spans: impl Iterator<
     let per_head = |scales: &[f32]| f64::from(if scales.len() == 1 { scales[0] } else { scales[kv_head] });
     let at = (row.token * g.hq + row.head) * HEAD_DIM;
     let q: [f64; HEAD_DIM] = std::array::from_fn(|d| inputs.q[at + d].to_f64());
-    let scale = f64::from(inputs.q_scale[row.token * g.hq + row.head]) * per_head(inputs.k_scale) / (HEAD_DIM as f64).sqrt();
+    let scale = f64::from(inputs.q_scale[row.token * g.hq + row.head]) * per_head(inputs.k_head_scale()) / (HEAD_DIM as f64).sqrt();
     let kv_row = |key: usize| (key * g.hkv + kv_head) * HEAD_DIM;
     let keys: Vec<usize> = spans.flatten().collect();
     let logits: Vec<f64> = keys
         .iter()
         .map(|&key| {
             let k = &inputs.k[kv_row(key)..][..HEAD_DIM];
-            scale * q.iter().zip(k).map(|(q, &k)| q * f64::from(fp8::decode(k))).sum::<f64>()
+            let own = inputs.k_token_scale().map_or(1.0, |own| f64::from(own[key * g.hkv + kv_head]));
+            scale * own * q.iter().zip(k).map(|(q, &k)| q * f64::from(fp8::decode(k))).sum::<f64>()
         })
         .collect();
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -69,7 +69,7 @@ impl From<PresetArg> for Preset {
 }
 
 /// Input tensors: `q` [T, Hq, 128], `k` and `v` [Tk, Hkv, 128] in F8_E4M3, BF16, F16 or F32; with FP8 data optional F32
-/// `q_scale` [T, Hq], `k_scale`, `v_scale` [1] or [Hkv]; optional U8 `block_mask` [Hq, Qb, Kb] that replaces selection.
+/// `q_scale` [T, Hq], `k_scale`, `v_scale` [1] or [Hkv], `k_scale` also [Tk, Hkv]; optional U8 `block_mask` [Hq, Qb, Kb] that replaces selection.
 /// The queries are the last T of the Tk tokens. Causal.
 #[derive(Debug, Args)]
 pub struct PrefillArgs {

@@ -99,15 +99,17 @@ impl Input {
                 quantize_per_token_head("q", &reals("q", &q)?)?
             }
         };
-        let key_value = |name, scale_name, view: &TensorView<'_>| match view.dtype() {
-            Dtype::F8_E4M3 => Ok((codes(name, view)?, scales(scale_name, get(scale_name), &[&[1], &[hkv]])?.unwrap_or_else(|| vec![1.0]))),
+        let per_head: &[&[usize]] = &[&[1], &[hkv]];
+        let per_token: &[&[usize]] = &[&[1], &[hkv], &[kv_tokens, hkv]];
+        let key_value = |name, scale_name, view: &TensorView<'_>, shapes| match view.dtype() {
+            Dtype::F8_E4M3 => Ok((codes(name, view)?, scales(scale_name, get(scale_name), shapes)?.unwrap_or_else(|| vec![1.0]))),
             _ => {
                 no_scale(scale_name, name, get(scale_name), view.dtype())?;
                 quantize_per_tensor(name, &reals(name, view)?).map(|(codes, scale)| (codes, vec![scale]))
             }
         };
-        let (k_codes, k_scale) = key_value("k", "k_scale", &k)?;
-        let (v_codes, v_scale) = key_value("v", "v_scale", &v)?;
+        let (k_codes, k_scale) = key_value("k", "k_scale", &k, per_token)?;
+        let (v_codes, v_scale) = key_value("v", "v_scale", &v, per_head)?;
         let source = format!("q {:?}, k {:?}, v {:?}", q.dtype(), k.dtype(), v.dtype());
         let input = Self {
             shape,

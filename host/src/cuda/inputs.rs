@@ -19,6 +19,7 @@ pub struct DeviceInputs {
     page_table: CudaSlice<i32>,
     k_scale: CudaSlice<f32>,
     v_scale: CudaSlice<f32>,
+    k_token_scale: Option<CudaSlice<f32>>,
     lists: Option<(CudaSlice<i32>, CudaSlice<i32>)>,
     pages: PageDesc,
 }
@@ -33,17 +34,30 @@ impl DeviceInputs {
         let needed = inputs.cu_seqlens_kv.windows(2).map(|w| (w[1].saturating_sub(w[0]).max(0) as usize).div_ceil(page_size.max(1))).sum();
         let order = scattered(needed);
         let paged = PagedTensors::build(inputs.k, inputs.v, inputs.hkv, inputs.cu_seqlens_kv, page_size, layout, Some(&order))?;
-        let strides = paged.strides;
+        let paged = match inputs.k_token_scale() {
+            Some(scales) => paged.with_token_scales(scales, inputs.cu_seqlens_kv, layout, false)?,
+            None => paged,
+        };
+        let (strides, k_token_scales) = (paged.strides, paged.k_token_scales);
+        let k_token_scale = if paged.k_token.is_empty() { None } else { Some(buffer::upload(stream, &paged.k_token)?) };
         Ok(Self {
             q: buffer::upload(stream, inputs.q)?,
             q_scale: buffer::upload(stream, inputs.q_scale)?,
             k_pages: buffer::upload(stream, &paged.k_pages)?,
             v_pages: buffer::upload(stream, &paged.v_pages)?,
             page_table: buffer::upload(stream, &paged.table)?,
-            k_scale: buffer::upload(stream, inputs.k_scale)?,
+            k_scale: buffer::upload(stream, inputs.k_head_scale())?,
             v_scale: buffer::upload(stream, inputs.v_scale)?,
+            k_token_scale,
             lists: None,
-            pages: PageDesc { page_size, pages: paged.pages, k_strides: strides, v_strides: strides, table_stride: paged.table_stride },
+            pages: PageDesc {
+                page_size,
+                pages: paged.pages,
+                k_strides: strides,
+                v_strides: strides,
+                table_stride: paged.table_stride,
+                k_token_scales,
+            },
         })
     }
 
@@ -67,6 +81,7 @@ impl DeviceInputs {
             page_table: self.page_table.as_view(),
             k_scale: self.k_scale.as_view(),
             v_scale: self.v_scale.as_view(),
+            k_token_scale: self.k_token_scale.as_ref().map(|s| s.as_view()),
             lists: self.lists.as_ref().map(|(lists, counts)| ListTensors { lists: lists.as_view(), counts: counts.as_view() }),
         }
     }

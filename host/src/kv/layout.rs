@@ -1,5 +1,6 @@
 //! Paged K and V in host memory: strides, page tables, and row access that no table entry can send out of bounds.
 
+use super::scales::TokenScaleLayout;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use float8::F8E4M3;
@@ -70,6 +71,10 @@ pub struct PagedKv<'a> {
     pub table: &'a [i32],
     /// Entries of one request.
     pub table_stride: usize,
+    /// Where the scales of single keys are, if keys have any.
+    pub k_token_scales: TokenScaleLayout,
+    /// Those scales, where they are in a tensor of their own.
+    pub k_token: &'a [f32],
 }
 
 impl<'a> PagedKv<'a> {
@@ -77,7 +82,7 @@ impl<'a> PagedKv<'a> {
     ///
     /// # Errors
     /// [`Error::Shape`] when the table or the pages are too small, [`Error::Value`] for a negative stride, a page size
-    /// that is not supported or an entry outside `0..pages`; the message names `page_table`, `k_pages` or `v_pages`.
+    /// that is not supported or an entry outside `0..pages`; the message names `page_table`, `k_pages`, `v_pages` or `k_token_scale`.
     pub fn validate(&self, geometry: &Geometry) -> Result<()> {
         check_page_size(self.page_size)?;
         for (name, pages, strides) in [("k_pages", self.k_pages, self.k_strides), ("v_pages", self.v_pages, self.v_strides)] {
@@ -88,7 +93,28 @@ impl<'a> PagedKv<'a> {
                 return Err(Error::shape(name, expected, format!("{} elements", pages.len())));
             }
         }
+        let needed = self.k_token_scales.end(self.pages, self.page_size, self.hkv)?;
+        let given = match self.k_token_scales {
+            TokenScaleLayout::InPages { .. } => self.k_pages.len(),
+            TokenScaleLayout::None | TokenScaleLayout::Separate(_) => size_of_val(self.k_token),
+        };
+        if needed > given {
+            return Err(Error::shape("k_token_scale", format!("{needed} bytes"), format!("{given} bytes")));
+        }
         check_table(self.table, self.table_stride, geometry, self.page_size, self.pages)
+    }
+
+    /// The scale of the key of one token and head: 1 where keys have none of their own, and for a token without a page.
+    pub fn token_scale(&self, request: usize, head: usize, token: usize) -> f32 {
+        let at = self.page_of(request, head, token).and_then(|page| self.k_token_scales.at(page, token % self.page_size, head));
+        let Some(at) = at else { return 1.0 };
+        match self.k_token_scales {
+            TokenScaleLayout::InPages { .. } => {
+                let bytes = self.k_pages.get(at..).and_then(|b| b.first_chunk::<4>());
+                bytes.map_or(1.0, |b| f32::from_le_bytes(b.map(|b| b.to_bits())))
+            }
+            TokenScaleLayout::None | TokenScaleLayout::Separate(_) => self.k_token.get(at / size_of::<f32>()).copied().unwrap_or(1.0),
+        }
     }
 
     /// The 128 elements of one token and head, or `None` when the token has no page or lies outside the pages.
@@ -101,9 +127,13 @@ impl<'a> PagedKv<'a> {
     }
 
     fn position(&self, strides: PageStrides, request: usize, head: usize, token: usize) -> Option<usize> {
+        offset(strides, self.page_of(request, head, token)?, token % self.page_size, head)
+    }
+
+    /// The page of a token, where the table leads to one.
+    fn page_of(&self, request: usize, head: usize, token: usize) -> Option<usize> {
         let page = *self.table_row(request)?.get(token.checked_div(self.page_size)?)?;
-        let page = usize::try_from(page).ok().filter(|&page| page < self.pages && head < self.hkv)?;
-        offset(strides, page, token % self.page_size, head)
+        usize::try_from(page).ok().filter(|&page| page < self.pages && head < self.hkv)
     }
 
     fn table_row(&self, request: usize) -> Option<&'a [i32]> {
@@ -155,6 +185,10 @@ pub struct PagedTensors {
     pub table: Vec<i32>,
     /// Entries of one request: enough for whole 128-token blocks.
     pub table_stride: usize,
+    /// Where the scales of single keys are, if keys have any.
+    pub k_token_scales: TokenScaleLayout,
+    /// Those scales, where they are in a tensor of their own; 1 where no token owns them.
+    pub k_token: Vec<f32>,
 }
 
 impl PagedTensors {
@@ -211,6 +245,8 @@ impl PagedTensors {
             hkv,
             table: vec![-1; lens.len() * table_stride],
             table_stride,
+            k_token_scales: TokenScaleLayout::None,
+            k_token: Vec::new(),
         };
         let mut logical = 0;
         for (&(start, len), table) in lens.iter().zip(paged.table.chunks_exact_mut(table_stride)) {
@@ -252,6 +288,76 @@ impl PagedTensors {
             hkv: self.hkv,
             table: &self.table,
             table_stride: self.table_stride,
+            k_token_scales: self.k_token_scales,
+            k_token: &self.k_token,
+        }
+    }
+
+    /// The same pages with a scale for every key: `scales` `[total_kv, hkv]`, request b in rows
+    /// `cu_seqlens_kv[b]..cu_seqlens_kv[b + 1]`. `layout` is that of the pages; in rows of the pages where `in_pages`, else in a
+    /// tensor of their own.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of scales.
+    pub fn with_token_scales(self, scales: &[f32], cu_seqlens_kv: &[i32], layout: PageLayout, in_pages: bool) -> Result<Self> {
+        let (hkv, page_size) = (self.hkv, self.page_size);
+        let total = cu_seqlens_kv.last().map_or(0, |&n| n.max(0) as usize).checked_mul(hkv);
+        if total != Some(scales.len()) {
+            return Err(Error::shape("k_scale", format!("{} x {hkv} scales", cu_seqlens_kv.last().unwrap_or(&0)), scales.len()));
+        }
+        let mut paged = if in_pages {
+            self.with_scale_rows(layout)?
+        } else {
+            let k_token_scales = TokenScaleLayout::Separate(layout.scale_strides(hkv, page_size));
+            Self { k_token: vec![1.0; self.pages * page_size * hkv], k_token_scales, ..self }
+        };
+        for (b, pair) in cu_seqlens_kv.windows(2).enumerate() {
+            for token in pair[0]..pair[1] {
+                for head in 0..hkv {
+                    let scale = scales[token as usize * hkv + head];
+                    paged.set_token_scale(b, head, (token - pair[0]) as usize, scale);
+                }
+            }
+        }
+        Ok(paged)
+    }
+
+    /// The same pages with rows for the scales of their keys.
+    fn with_scale_rows(self, layout: PageLayout) -> Result<Self> {
+        let (strides, k_token_scales) = layout.with_scale_rows(self.hkv, self.page_size);
+        let page = usize::try_from(strides.page).ok().and_then(|page| page.checked_mul(self.pages));
+        let elements = page.ok_or_else(|| Error::shape("k", "a size that fits the address space", format!("{} pages", self.pages)))?;
+        let blank = || vec![F8E4M3::from_bits(0); elements];
+        let mut wide = Self { k_pages: blank(), v_pages: blank(), strides, k_token_scales, ..self.clone() };
+        for i in 0..self.pages * self.page_size * self.hkv {
+            let (page, token, head) = (i / self.hkv / self.page_size, i / self.hkv % self.page_size, i % self.hkv);
+            let places = offset(self.strides, page, token, head).zip(offset(strides, page, token, head));
+            for (from, to) in [(&self.k_pages, &mut wide.k_pages), (&self.v_pages, &mut wide.v_pages)] {
+                let rows = places.and_then(|(a, b)| Some((from.get(a..)?.get(..HEAD_DIM)?, to.get_mut(b..)?.get_mut(..HEAD_DIM)?)));
+                if let Some((from, to)) = rows {
+                    to.copy_from_slice(from);
+                }
+            }
+        }
+        Ok(wide)
+    }
+
+    /// Sets the scale of the key of one token and head, where keys have scales and the token has a page.
+    pub fn set_token_scale(&mut self, request: usize, head: usize, token: usize, scale: f32) {
+        let view = self.view();
+        let at = view.page_of(request, head, token).and_then(|page| self.k_token_scales.at(page, token % self.page_size, head));
+        let Some(at) = at else { return };
+        match self.k_token_scales {
+            TokenScaleLayout::InPages { .. } => {
+                if let Some(bytes) = self.k_pages.get_mut(at..).and_then(|b| b.first_chunk_mut::<4>()) {
+                    *bytes = scale.to_le_bytes().map(F8E4M3::from_bits);
+                }
+            }
+            TokenScaleLayout::None | TokenScaleLayout::Separate(_) => {
+                if let Some(to) = self.k_token.get_mut(at / size_of::<f32>()) {
+                    *to = scale;
+                }
+            }
         }
     }
 }

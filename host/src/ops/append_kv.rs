@@ -1,22 +1,26 @@
 //! `append_kv`: bf16 K and V of the new tokens into FP8 pages.
 
-use super::{Launcher, Paged, Scales, Span, int};
+use super::{Launcher, Paged, RowStrides, Scales, Span, int};
 use crate::driver::{Arg, Launch};
 use crate::error::Result;
 use half::bf16;
 use stem_attn_kernels::abi::AppendKvParams;
-use stem_attn_kernels::config::HEAD_DIM;
 
 /// Buffers of [`append_kv`].
 #[derive(Clone, Copy, Debug)]
 pub struct AppendKv {
     /// `[total_q, hkv, 128]`.
     pub k: Span<bf16>,
+    /// Strides of `k`.
+    pub k_rows: RowStrides,
     /// `[total_q, hkv, 128]`.
     pub v: Span<bf16>,
+    /// Strides of `v`.
+    pub v_rows: RowStrides,
     /// Pages and page table; the pages are written.
     pub kv: Paged,
-    /// Code = e4m3(value / scale).
+    /// Code = e4m3(value / scale). Those of single keys, where keys have any, are written: the key's largest magnitude over
+    /// `448 * k_scale`, by which its codes are divided too.
     pub scales: Scales,
 }
 
@@ -27,10 +31,11 @@ pub struct AppendKv {
 pub fn append_kv(at: &Launcher<'_>, args: &AppendKv) -> Result<()> {
     let geometry = at.geometry.host();
     let hkv = at.heads.hkv;
-    args.k.require_vectors("k", &[geometry.total_q, hkv, HEAD_DIM])?;
-    args.v.require_vectors("v", &[geometry.total_q, hkv, HEAD_DIM])?;
+    let k_rows = args.k.require_rows("k", args.k_rows, geometry.total_q, hkv)?;
+    let v_rows = args.v.require_rows("v", args.v_rows, geometry.total_q, hkv)?;
     args.kv.check(geometry.requests.len(), at.geometry.longest(), hkv)?;
     let [k_scale_stride, v_scale_stride] = args.scales.strides(hkv)?;
+    let k_token = args.kv.token_scales(&args.scales, hkv)?;
     let params = AppendKvParams {
         k: args.k.address(),
         v: args.v.address(),
@@ -43,12 +48,15 @@ pub fn append_kv(at: &Launcher<'_>, args: &AppendKv) -> Result<()> {
         v_scale: args.scales.v.address(),
         k_strides: args.kv.desc.k_strides,
         v_strides: args.kv.desc.v_strides,
+        k_rows,
+        v_rows,
+        k_token,
         k_scale_stride,
         v_scale_stride,
         page_size: int("page_size", args.kv.desc.page_size)?,
         table_stride: int("table_stride", args.kv.desc.table_stride)?,
         pages: int("pages", args.kv.desc.pages)?,
-        hkv: int("hkv", hkv)?,
+        reserved: 0,
     };
     let grid = Launch::grid(geometry.total_qb(), hkv, 1);
     // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory, and

@@ -1,11 +1,11 @@
 //! `attend`: block-sparse and dense attention.
 
-use super::{Launcher, Lists, Paged, Scales, Span, int, product};
+use super::{Launcher, Lists, Paged, RowStrides, Scales, Span, int, product};
 use crate::driver::{Arg, ElementType, Launch, Swizzle, TensorMap, TensorMapDesc};
 use crate::error::{Error, Result};
 use float8::F8E4M3;
 use half::bf16;
-use stem_attn_kernels::abi::AttendParams;
+use stem_attn_kernels::abi::{self, AttendParams};
 use stem_attn_kernels::config::{BLOCK, HEAD_DIM, TILE_BYTES};
 
 /// Buffers of [`attend`].
@@ -13,6 +13,8 @@ use stem_attn_kernels::config::{BLOCK, HEAD_DIM, TILE_BYTES};
 pub struct Attend {
     /// `[total_q, hq, 128]`.
     pub q: Span<F8E4M3>,
+    /// Strides of `q`.
+    pub q_rows: RowStrides,
     /// `[total_q, hq]`, positive.
     pub q_scale: Span<f32>,
     /// Pages of K and page table.
@@ -25,6 +27,8 @@ pub struct Attend {
     pub lists: Option<Lists>,
     /// Out: `[total_q, hq, 128]`.
     pub out: Span<bf16>,
+    /// Strides of `out`, which keep its rows apart.
+    pub out_rows: RowStrides,
     /// Out, where asked for: `[total_q, hq]`, natural logarithm.
     pub lse: Option<Span<f32>>,
     /// Multiplies the logits.
@@ -39,12 +43,13 @@ impl Attend {
     pub fn check(&self, at: &Launcher<'_>) -> Result<()> {
         let geometry = at.geometry.host();
         let (hq, hkv, total_q) = (at.heads.hq, at.heads.hkv, geometry.total_q);
-        self.q.require_vectors("q", &[total_q, hq, HEAD_DIM])?;
+        self.q.require_rows("q", self.q_rows, total_q, hq)?;
         self.q_scale.require("q_scale", &[total_q, hq])?;
         self.kv.check(geometry.requests.len(), at.geometry.longest(), hkv)?;
         self.scales.strides(hkv)?;
+        self.kv.token_scales(&self.scales, hkv)?;
         self.v_tiles.require_vectors("v_tiles", &[geometry.total_kb(), hkv, TILE_BYTES])?;
-        self.out.require_vectors("out", &[total_q, hq, HEAD_DIM])?;
+        self.out_rows(at)?;
         if let Some(lse) = &self.lse {
             lse.require("lse", &[total_q, hq])?;
         }
@@ -55,6 +60,13 @@ impl Attend {
             return Err(Error::value("softmax_scale", "a positive finite number", self.softmax_scale));
         }
         Ok(())
+    }
+
+    /// Strides of `out` in bytes, checked.
+    fn out_rows(&self, at: &Launcher<'_>) -> Result<abi::RowStrides> {
+        let (tokens, heads) = (at.geometry.host().total_q, at.heads.hq);
+        self.out_rows.apart("out", tokens, heads)?;
+        self.out.require_rows("out", self.out_rows, tokens, heads)
     }
 }
 
@@ -88,6 +100,7 @@ pub fn attend(at: &Launcher<'_>, args: &Attend) -> Result<()> {
         requests: at.geometry.requests().address(),
         out: args.out.address(),
         lse: args.lse.map_or(0, |s| s.address()),
+        out_rows: args.out_rows(at)?,
         softmax_scale_log2: (f64::from(args.softmax_scale) * std::f64::consts::LOG2_E) as f32,
         hq: int("hq", hq)?,
         hkv: int("hkv", hkv)?,
@@ -102,22 +115,29 @@ pub fn attend(at: &Launcher<'_>, args: &Attend) -> Result<()> {
         reserved: 0,
     };
     let (q_map, k_map) = (q_map(at, args)?, k_map(at, args)?);
+    let keys = args.kv.token_scales(&args.scales, hkv)?;
+    let common = [Arg::of(&params), Arg::of(&q_map), Arg::of(&k_map)];
+    if keys.first != 0 {
+        let [params, q_map, k_map] = common;
+        // SAFETY: as below; this kernel takes the scales of single keys besides, whose extents were checked too.
+        return unsafe { at.kernels.attend_token_scales.launch(at.stream, &grid, &[params, q_map, k_map, Arg::of(&keys)]) };
+    }
     // SAFETY: the kernel takes this block and the two maps; every extent it touches was checked above and the spans promise
     // the memory. A page outside the pool lies outside its tensor map and reads as zeros.
-    unsafe { at.kernels.attend.launch(at.stream, &grid, &[Arg::of(&params), Arg::of(&q_map), Arg::of(&k_map)]) }
+    unsafe { at.kernels.attend.launch(at.stream, &grid, &common) }
 }
 
 /// Q as `[128, hq, total_q]` in boxes of 128 tokens of one head.
 fn q_map(at: &Launcher<'_>, args: &Attend) -> Result<TensorMap> {
     let hq = at.heads.hq as u64;
-    let row = HEAD_DIM as u64;
+    let rows = args.q_rows.bytes::<F8E4M3>("q")?;
     let map = TensorMapDesc {
         name: "q",
         element: ElementType::U8,
         address: args.q.address(),
         bytes: args.q.bytes(),
-        dims: &[row, hq, at.geometry.host().total_q as u64],
-        strides: &[row, hq * row],
+        dims: &[HEAD_DIM as u64, hq, at.geometry.host().total_q as u64],
+        strides: &[rows.head.unsigned_abs(), rows.token.unsigned_abs()],
         box_dims: &[HEAD_DIM as u32, 1, BLOCK as u32],
         swizzle: Swizzle::B128,
     };

@@ -11,11 +11,15 @@ pub struct Kernels {
     device: Device,
     pub(super) append_kv: Kernel,
     pub(super) summarize_kv: Kernel,
+    pub(super) summarize_kv_token_scales: Kernel,
     pub(super) query_sums: Kernel,
     pub(super) value_bias: Kernel,
     pub(super) scores: Kernel,
     pub(super) topk: Kernel,
+    pub(super) lists_from_mask: Kernel,
+    pub(super) lists_from_csr: Kernel,
     pub(super) attend: Kernel,
+    pub(super) attend_token_scales: Kernel,
 }
 
 impl Kernels {
@@ -31,12 +35,13 @@ impl Kernels {
     pub fn load(device: &Device) -> Result<Arc<Self>> {
         let module = |m: PtxModule| Module::load(device, m.name(), m.text());
         let (append, summarize) = (module(PtxModule::AppendKv)?, module(PtxModule::SummarizeKv)?);
-        let (select, attend) = (module(PtxModule::Select)?, module(PtxModule::Attend)?);
+        let (select, lists, attend) = (module(PtxModule::Select)?, module(PtxModule::Lists)?, module(PtxModule::Attend)?);
         let kernel = |id: KernelId| {
             let module = match id.module() {
                 PtxModule::AppendKv => &append,
                 PtxModule::SummarizeKv => &summarize,
                 PtxModule::Select => &select,
+                PtxModule::Lists => &lists,
                 PtxModule::Attend => &attend,
             };
             module.kernel(id.entry(), id.threads(), id.shared_bytes())
@@ -45,11 +50,15 @@ impl Kernels {
             device: device.clone(),
             append_kv: kernel(KernelId::AppendKv)?,
             summarize_kv: kernel(KernelId::SummarizeKv)?,
+            summarize_kv_token_scales: kernel(KernelId::SummarizeKvTokenScales)?,
             query_sums: kernel(KernelId::QuerySums)?,
             value_bias: kernel(KernelId::ValueBias)?,
             scores: kernel(KernelId::Scores)?,
             topk: kernel(KernelId::Topk)?,
+            lists_from_mask: kernel(KernelId::ListsFromMask)?,
+            lists_from_csr: kernel(KernelId::ListsFromCsr)?,
             attend: kernel(KernelId::Attend)?,
+            attend_token_scales: kernel(KernelId::AttendTokenScales)?,
         }))
     }
 
@@ -63,11 +72,15 @@ impl Kernels {
         match id {
             KernelId::AppendKv => &self.append_kv,
             KernelId::SummarizeKv => &self.summarize_kv,
+            KernelId::SummarizeKvTokenScales => &self.summarize_kv_token_scales,
             KernelId::QuerySums => &self.query_sums,
             KernelId::ValueBias => &self.value_bias,
             KernelId::Scores => &self.scores,
             KernelId::Topk => &self.topk,
+            KernelId::ListsFromMask => &self.lists_from_mask,
+            KernelId::ListsFromCsr => &self.lists_from_csr,
             KernelId::Attend => &self.attend,
+            KernelId::AttendTokenScales => &self.attend_token_scales,
         }
     }
 }

@@ -7,6 +7,7 @@
 mod append_kv;
 mod attend;
 mod kernels;
+mod lists;
 mod select;
 mod span;
 mod summarize_kv;
@@ -15,8 +16,9 @@ mod tables;
 pub use append_kv::{AppendKv, append_kv};
 pub use attend::{Attend, attend};
 pub use kernels::Kernels;
+pub use lists::{CsrLists, Indptr, MaskLists, lists_from_csr, lists_from_mask};
 pub use select::{Lists, QuerySums, Scores, Topk, ValueBias, query_sums, scores, topk, value_bias};
-pub use span::{Heads, PageDesc, Paged, Scales, Span};
+pub use span::{Heads, PageDesc, Paged, RowStrides, Scales, Span};
 pub use summarize_kv::{SummarizeKv, summarize_kv};
 pub use tables::DeviceGeometry;
 

@@ -1,6 +1,6 @@
 //! `select`: query sums, value term, scores, and the lists they lead to.
 
-use super::{Launcher, Span, int};
+use super::{Launcher, RowStrides, Span, int};
 use crate::config::{Guards, OamConfig, StemConfig, TieRule};
 use crate::driver::{Arg, ElementType, Launch, Swizzle, TensorMap, TensorMapDesc};
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use float8::F8E4M3;
 use half::bf16;
 use stem_attn_kernels::abi::{QuerySumsParams, ScoresParams, TopkParams, ValueBiasParams};
 use stem_attn_kernels::config::select::scores::{STEP, TILE};
-use stem_attn_kernels::config::{HEAD_DIM, RUNS, SUM_LEN};
+use stem_attn_kernels::config::{RUNS, SUM_LEN};
 
 /// Block lists in device memory.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,8 @@ impl Lists {
 pub struct QuerySums {
     /// `[total_q, hq, 128]`.
     pub q: Span<F8E4M3>,
+    /// Strides of `q`.
+    pub q_rows: RowStrides,
     /// `[total_q, hq]`.
     pub q_scale: Span<f32>,
     /// Out: `[hq, total_qb, 16, 128]`, group g at g.
@@ -47,12 +49,13 @@ pub struct QuerySums {
 pub fn query_sums(at: &Launcher<'_>, args: &QuerySums) -> Result<()> {
     let geometry = at.geometry.host();
     let (hq, total_qb) = (at.heads.hq, geometry.total_qb());
-    args.q.require_vectors("q", &[geometry.total_q, hq, HEAD_DIM])?;
+    let q_rows = args.q.require_rows("q", args.q_rows, geometry.total_q, hq)?;
     args.q_scale.require("q_scale", &[geometry.total_q, hq])?;
     args.q_sums.require_vectors("q_sums", &[hq, total_qb, SUM_LEN])?;
     let params = QuerySumsParams {
         q: args.q.address(),
         q_scale: args.q_scale.address(),
+        q_rows,
         requests: at.geometry.requests().address(),
         query_blocks: at.geometry.query_blocks().address(),
         q_sums: args.q_sums.address(),

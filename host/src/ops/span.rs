@@ -2,11 +2,11 @@
 
 use super::{int, product};
 use crate::error::{Error, Result};
-use crate::kv::{PageLayout, check_page_size};
+use crate::kv::{PageLayout, TokenScaleLayout, check_page_size};
 use float8::F8E4M3;
 use std::fmt;
 use std::marker::PhantomData;
-use stem_attn_kernels::abi::PageStrides;
+use stem_attn_kernels::abi::{self, PageStrides, TokenScales};
 use stem_attn_kernels::config::HEAD_DIM;
 
 /// Vector loads, bulk copies and tensor maps move 16 bytes at a time.
@@ -82,11 +82,68 @@ impl<T> Span<T> {
         Ok(())
     }
 
+    /// Checks that the rows of a `[tokens, heads, 128]` tensor with these strides are there and aligned to 16 bytes; gives the
+    /// strides in bytes.
+    pub(super) fn require_rows(&self, name: &'static str, strides: RowStrides, tokens: usize, heads: usize) -> Result<abi::RowStrides> {
+        let bytes = strides.bytes::<T>(name)?;
+        let last = |stride: usize, n: usize| stride.checked_mul(n.saturating_sub(1));
+        let end = last(strides.token, tokens).zip(last(strides.head, heads)).and_then(|(t, h)| t.checked_add(h)?.checked_add(HEAD_DIM));
+        let end = if tokens == 0 || heads == 0 { Some(0) } else { end };
+        match end {
+            Some(end) => self.require_vectors(name, &[end])?,
+            None => return Err(Error::shape(name, "a size that fits the address space", format!("{strides:?}"))),
+        }
+        Ok(bytes)
+    }
+
     /// As [`Self::require`], for a tensor that kernels read or write 16 bytes at a time.
     pub(super) fn require_vectors(&self, name: &'static str, extents: &[usize]) -> Result<()> {
         self.require(name, extents)?;
         if !self.address.is_multiple_of(VECTOR_BYTES) {
             return Err(Error::value(name, format!("an address that is a multiple of {VECTOR_BYTES}"), format!("{:#x}", self.address)));
+        }
+        Ok(())
+    }
+}
+
+/// Elements from one token, and from one head, of a `[tokens, heads, 128]` tensor to the next; the 128 are contiguous. Both are
+/// multiples of 16 bytes below 2^40.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowStrides {
+    /// From one token to the next.
+    pub token: usize,
+    /// From one head to the next.
+    pub head: usize,
+}
+
+impl RowStrides {
+    /// Heads side by side, tokens one after another.
+    pub fn packed(heads: usize) -> Self {
+        Self { token: heads.saturating_mul(HEAD_DIM), head: HEAD_DIM }
+    }
+
+    /// Byte strides for elements of type `T`.
+    pub(crate) fn bytes<T>(&self, name: &'static str) -> Result<abi::RowStrides> {
+        let bytes = |n: usize| {
+            let bytes = u64::try_from(n).ok()?.checked_mul(size_of::<T>() as u64)?;
+            (bytes.is_multiple_of(VECTOR_BYTES) && bytes < MAX_STRIDE).then_some(bytes as i64)
+        };
+        let both = bytes(self.token).zip(bytes(self.head)).map(|(token, head)| abi::RowStrides { token, head });
+        both.ok_or_else(|| {
+            Error::value(name, format!("strides that are multiples of {VECTOR_BYTES} bytes below 2^40"), format!("{self:?} elements"))
+        })
+    }
+
+    /// Checks that no two rows of 128 overlap.
+    pub(crate) fn apart(&self, name: &'static str, tokens: usize, heads: usize) -> Result<()> {
+        let mut dims = [(self.token, tokens), (self.head, heads)];
+        dims.sort_unstable();
+        let mut free = HEAD_DIM;
+        for (stride, n) in dims.into_iter().filter(|&(_, n)| n > 1) {
+            if stride < free {
+                return Err(Error::value(name, "strides that keep its rows apart", format!("{self:?} of [{tokens}, {heads}, 128]")));
+            }
+            free = stride.saturating_mul(n - 1).saturating_add(free);
         }
         Ok(())
     }
@@ -119,13 +176,15 @@ impl Heads {
     }
 }
 
-/// Dequantisation scales of K and V: `[1]` or `[hkv]` each.
+/// Dequantisation scales of K and V: `[1]` or `[hkv]` each, and those of single keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Scales {
     /// Multiplies K.
     pub k: Span<f32>,
     /// Multiplies V.
     pub v: Span<f32>,
+    /// Multiply K per token and head, where [`PageDesc::k_token_scales`] says that they are in a tensor of their own.
+    pub k_token: Option<Span<f32>>,
 }
 
 impl Scales {
@@ -156,13 +215,15 @@ pub struct PageDesc {
     pub v_strides: PageStrides,
     /// Entries of one request in the page table.
     pub table_stride: usize,
+    /// Where the scales of single keys are, if keys have any.
+    pub k_token_scales: TokenScaleLayout,
 }
 
 impl PageDesc {
-    /// Densely packed pages.
+    /// Densely packed pages, without scales of single keys.
     pub fn dense(layout: PageLayout, hkv: usize, page_size: usize, pages: usize, table_stride: usize) -> Self {
         let strides = layout.strides(hkv, page_size);
-        Self { page_size, pages, k_strides: strides, v_strides: strides, table_stride }
+        Self { page_size, pages, k_strides: strides, v_strides: strides, table_stride, k_token_scales: TokenScaleLayout::None }
     }
 
     /// Checks everything but the buffers, for a batch whose longest request has `longest` tokens; gives the elements that
@@ -186,7 +247,9 @@ impl PageDesc {
                 Error::value(name, format!("strides from 0 to 2^40 bytes, multiples of {VECTOR_BYTES}"), format!("{strides:?}"))
             })
         };
-        Ok([end("k_pages", self.k_strides)?, end("v_pages", self.v_strides)?])
+        let scales = self.k_token_scales.end(self.pages, self.page_size, hkv)?;
+        let in_pages = matches!(self.k_token_scales, TokenScaleLayout::InPages { .. });
+        Ok([end("k_pages", self.k_strides)?.max(if in_pages { scales } else { 0 }), end("v_pages", self.v_strides)?])
     }
 }
 
@@ -210,6 +273,21 @@ impl Paged {
         self.table.require("page_table", &[batch, self.desc.table_stride])?;
         self.k_pages.require_vectors("k_pages", &[k])?;
         self.v_pages.require_vectors("v_pages", &[v])
+    }
+
+    /// Scales of single keys as the kernels take them, all zero where keys have none. `check` has passed.
+    pub(super) fn token_scales(&self, scales: &Scales, hkv: usize) -> Result<TokenScales> {
+        let Some((offset, strides)) = self.desc.k_token_scales.strides() else { return Ok(TokenScales::default()) };
+        let first = match (self.desc.k_token_scales, scales.k_token) {
+            (TokenScaleLayout::InPages { .. }, _) => self.k_pages.address() + offset as u64,
+            (_, Some(span)) => {
+                let bytes = self.desc.k_token_scales.end(self.desc.pages, self.desc.page_size, hkv)?;
+                span.require("k_token_scale", &[bytes / size_of::<f32>()])?;
+                span.address()
+            }
+            (_, None) => return Err(Error::shape("k_token_scale", "a scale per token and head, as the pages say", "none")),
+        };
+        Ok(TokenScales { first, strides, pages: int("pages", self.desc.pages)?, reserved: 0 })
     }
 }
 
@@ -279,10 +357,55 @@ mod tests {
 
     #[test]
     fn scales_are_one_or_one_per_head() {
-        let scales = |k, v| Scales { k: span(16, k), v: span(16, v) };
+        let scales = |k, v| Scales { k: span(16, k), v: span(16, v), k_token: None };
         assert_eq!(scales(1, 4).strides(4).ok(), Some([0, 1]));
         assert!(matches!(scales(2, 1).strides(4), Err(Error::Shape { tensor: "k_scale", .. })));
         assert!(matches!(scales(1, 0).strides(4), Err(Error::Shape { tensor: "v_scale", .. })));
+    }
+
+    #[test]
+    fn scales_of_single_keys_lie_inside_their_tensor() {
+        let kv = paged(PageLayout::Hnd);
+        let scales = |k_token| Scales { k: span(16, 1), v: span(16, 1), k_token };
+        assert_eq!(kv.token_scales(&scales(None), 2).ok(), Some(TokenScales::default()));
+        let separate = TokenScaleLayout::Separate(PageLayout::Hnd.scale_strides(2, 16));
+        let kv = Paged { desc: PageDesc { k_token_scales: separate, ..kv.desc }, ..kv };
+        let found = kv.token_scales(&scales(Some(span(0x800, 5 * 16 * 2))), 2).expect("scales");
+        assert_eq!((found.first, found.pages), (0x800, 5));
+        for bad in [None, Some(span(0x800, 5 * 16 * 2 - 1)), Some(span(0x802, 5 * 16 * 2))] {
+            assert!(kv.token_scales(&scales(bad), 2).is_err(), "{bad:?}");
+        }
+
+        let (strides, inside) = PageLayout::Hnd.with_scale_rows(2, 16);
+        let desc = PageDesc { k_strides: strides, v_strides: strides, k_token_scales: inside, ..kv.desc };
+        let kv = Paged { k_pages: span(0x1000, 5 * 17 * 2 * 128), v_pages: span(0x8000, 5 * 17 * 2 * 128), desc, ..kv };
+        assert!(kv.check(3, 64, 2).is_ok());
+        assert_eq!(kv.token_scales(&scales(None), 2).expect("scales").first, 0x1000 + 16 * 128);
+        // The last row is needed for the scales alone.
+        let short = Paged { k_pages: span(0x1000, 5 * 17 * 2 * 128 - 128), ..kv };
+        assert!(matches!(short.check(3, 64, 2), Err(Error::Shape { tensor: "k_pages", .. })));
+    }
+
+    #[test]
+    fn rows_with_strides_lie_inside_and_apart() {
+        let strides = RowStrides { token: 3 * 128 + 16, head: 128 };
+        let need = 9 * (3 * 128 + 16) + 2 * 128 + 128;
+        assert_eq!(span::<F8E4M3>(16, need).require_rows("q", strides, 10, 3).ok(), Some(abi::RowStrides { token: 400, head: 128 }));
+        assert!(matches!(span::<F8E4M3>(16, need - 1).require_rows("q", strides, 10, 3), Err(Error::Shape { tensor: "q", .. })));
+        assert!(matches!(span::<F8E4M3>(8, need).require_rows("q", strides, 10, 3), Err(Error::Value { name: "q", .. })));
+        assert!(span::<F8E4M3>(16, 1).require_rows("q", strides, 0, 3).is_ok(), "no rows");
+        for bad in
+            [RowStrides { token: 392, ..strides }, RowStrides { head: 1 << 40, ..strides }, RowStrides { token: usize::MAX, ..strides }]
+        {
+            assert!(matches!(span::<F8E4M3>(16, usize::MAX).require_rows("q", bad, 10, 3), Err(Error::Value { name: "q", .. })), "{bad:?}");
+        }
+        // Eight bf16 are 16 bytes.
+        assert!(RowStrides { token: 384, head: 136 }.bytes::<half::bf16>("out").is_ok());
+        assert!(RowStrides { token: 384, head: 132 }.bytes::<half::bf16>("out").is_err());
+
+        let apart = |token, head, tokens, heads| RowStrides { token, head }.apart("out", tokens, heads).is_ok();
+        assert!(apart(384, 128, 10, 3) && apart(128, 1280, 10, 3) && apart(0, 128, 1, 3) && apart(128, 0, 10, 1));
+        assert!(!apart(368, 128, 10, 3) && !apart(128, 1272, 10, 3) && !apart(112, 128, 10, 1) && !apart(128, 128, 2, 2));
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
     let (hkv, total_kb) = (at.heads.hkv, geometry.total_kb());
     args.kv.check(geometry.requests.len(), at.geometry.longest(), hkv)?;
     let [k_scale_stride, v_scale_stride] = args.scales.strides(hkv)?;
+    let k_token = args.kv.token_scales(&args.scales, hkv)?;
     args.v_tiles.require_vectors("v_tiles", &[total_kb, hkv, TILE_BYTES])?;
     if let Some(k_sums) = &args.k_sums {
         k_sums.require_vectors("k_sums", &[hkv, total_kb, SUM_LEN])?;
@@ -51,6 +52,7 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
         v_tiles: args.v_tiles.address(),
         k_strides: args.kv.desc.k_strides,
         v_strides: args.kv.desc.v_strides,
+        k_token,
         k_scale_stride,
         v_scale_stride,
         page_size: int("page_size", args.kv.desc.page_size)?,
@@ -61,7 +63,8 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
         reserved: 0,
     };
     let grid = Launch::grid(total_kb, hkv, 1);
+    let kernel = if k_token.first == 0 { &at.kernels.summarize_kv } else { &at.kernels.summarize_kv_token_scales };
     // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory, and
     // tokens of a page-table entry outside `0..pages` read as zeros.
-    unsafe { at.kernels.summarize_kv.launch(at.stream, &grid, &[Arg::of(&params)]) }
+    unsafe { kernel.launch(at.stream, &grid, &[Arg::of(&params)]) }
 }

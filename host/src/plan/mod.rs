@@ -43,6 +43,7 @@
 //!     page_table: page_table.as_view(),
 //!     k_scale: one.as_view(),
 //!     v_scale: one.as_view(),
+//!     k_token_scale: None,
 //!     lists: None,
 //! };
 //! plan.run(&stream, &tensors, &mut workspace, &mut PrefillOutputs { out: out.as_view_mut(), lse: None })?;
@@ -53,13 +54,15 @@
 
 mod append;
 mod desc;
+mod lists;
 mod stages;
 mod tensors;
 mod workspace;
 
 pub use append::AppendTensors;
 pub use desc::{PlanDesc, PlanSelection, default_softmax_scale};
-pub use tensors::{ListTensors, PrefillOutputs, PrefillTensors, RawOutputs, RawTensors};
+pub use lists::{CsrTensors, IndptrView, ListOutputs};
+pub use tensors::{ListTensors, PrefillOutputs, PrefillTensors, RawOutputs, RawTensors, TensorRows};
 pub use workspace::Workspace;
 
 use crate::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits, buffer};
@@ -85,6 +88,7 @@ pub struct Plan {
     selection: PlanSelection,
     softmax_scale: f32,
     layout: Layout,
+    rows: TensorRows,
 }
 
 impl Plan {
@@ -103,7 +107,17 @@ impl Plan {
             selection: desc.selection,
             softmax_scale: desc.softmax_scale,
             layout,
+            rows: TensorRows::default(),
         })
+    }
+
+    /// The same plan for tensors that are not packed.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the tensor for strides that are no multiples of 16 bytes, or that let rows of `out` overlap.
+    pub fn with_rows(self, rows: TensorRows) -> Result<Self> {
+        rows.check(self.geometry().total_q, self.heads)?;
+        Ok(Self { rows, ..self })
     }
 
     /// How the batch is cut into blocks.

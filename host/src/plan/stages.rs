@@ -6,7 +6,7 @@ use super::{Plan, PlanSelection, PrefillOutputs, PrefillTensors, RawOutputs, Raw
 use crate::config::StemConfig;
 use crate::driver::CudaStream;
 use crate::error::{Error, Result};
-use crate::ops::{self, Attend, Launcher, Lists, Span};
+use crate::ops::{self, Attend, Launcher, Lists, RowStrides, Span};
 use std::sync::Arc;
 
 impl Plan {
@@ -84,6 +84,10 @@ impl Plan {
         Launcher { kernels: &self.kernels, stream, geometry: &self.geometry, heads: self.heads }
     }
 
+    fn q_rows(&self) -> RowStrides {
+        self.rows.q.unwrap_or(RowStrides::packed(self.heads.hq))
+    }
+
     /// The configuration and the regions of a plan that selects.
     fn selecting(&self) -> Option<(&StemConfig, &SelectRegions)> {
         match (&self.selection, &self.layout.select) {
@@ -110,7 +114,7 @@ impl Plan {
         let Some((config, select)) = self.selecting() else { return Ok(()) };
         let (q_sums, v_bias, scores) = (placed.at(select.q_sums), placed.at(select.v_bias), placed.at(select.scores));
         let stride = select.score_stride;
-        ops::query_sums(at, &ops::QuerySums { q: tensors.q, q_scale: tensors.q_scale, q_sums })?;
+        ops::query_sums(at, &ops::QuerySums { q: tensors.q, q_rows: self.q_rows(), q_scale: tensors.q_scale, q_sums })?;
         ops::value_bias(at, &ops::ValueBias { run_norms: placed.at(select.run_norms), v_bias }, &config.oam)?;
         ops::scores(at, &ops::Scores { q_sums, k_sums: placed.at(select.k_sums), v_bias, scores, stride }, &config.oam)?;
         ops::topk(at, &ops::Topk { scores, score_stride: stride, lists: placed.lists(select) }, config)
@@ -129,12 +133,14 @@ impl Plan {
         };
         Ok(Attend {
             q: tensors.q,
+            q_rows: self.q_rows(),
             q_scale: tensors.q_scale,
             kv: tensors.paged(self.pages),
             scales: tensors.scales,
             v_tiles: placed.at(self.layout.v_tiles),
             lists,
             out: outputs.out,
+            out_rows: self.rows.out.unwrap_or(RowStrides::packed(self.heads.hq)),
             lse: outputs.lse,
             softmax_scale: self.softmax_scale,
         })

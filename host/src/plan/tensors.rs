@@ -2,10 +2,35 @@
 
 use crate::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use crate::error::{Error, Result};
-use crate::ops::{PageDesc, Paged, Scales, Span};
+use crate::ops::{Heads, PageDesc, Paged, RowStrides, Scales, Span};
 use cudarc::driver::{DeviceSlice, SyncOnDrop};
 use float8::F8E4M3;
 use half::bf16;
+
+/// Strides of the `[tokens, heads, 128]` tensors of a plan: views of larger ones, heads before tokens, padded rows. `None` is
+/// packed. Strides are multiples of 16 bytes; rows of `out` do not overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TensorRows {
+    /// e4m3 queries.
+    pub q: Option<RowStrides>,
+    /// bf16 output.
+    pub out: Option<RowStrides>,
+    /// bf16 keys of [`super::Plan::append_kv`].
+    pub k: Option<RowStrides>,
+    /// bf16 values of [`super::Plan::append_kv`].
+    pub v: Option<RowStrides>,
+}
+
+impl TensorRows {
+    /// Checks what needs no buffer.
+    pub(super) fn check(&self, tokens: usize, heads: Heads) -> Result<()> {
+        self.q.map_or(Ok(()), |rows| rows.bytes::<F8E4M3>("q").map(|_| ()))?;
+        for (name, rows) in [("out", self.out), ("k", self.k), ("v", self.v)] {
+            rows.map_or(Ok(()), |rows| rows.bytes::<bf16>(name).map(|_| ()))?;
+        }
+        self.out.map_or(Ok(()), |rows| rows.apart("out", tokens, heads.hq))
+    }
+}
 
 /// Inputs of a run, borrowed from device memory.
 #[derive(Debug)]
@@ -24,6 +49,8 @@ pub struct PrefillTensors<'a> {
     pub k_scale: CudaView<'a, f32>,
     /// `[1]` or `[hkv]`.
     pub v_scale: CudaView<'a, f32>,
+    /// Scales of single keys, which multiply `k_scale`; where the plan's pages keep them in a tensor of their own.
+    pub k_token_scale: Option<CudaView<'a, f32>>,
     /// Block lists, for a plan that takes the caller's.
     pub lists: Option<ListTensors<'a>>,
 }
@@ -79,6 +106,7 @@ pub struct RawOutputs {
 #[must_use]
 pub(super) struct Guards<'s> {
     _inputs: [SyncOnDrop<'s>; 7],
+    _k_token: Option<SyncOnDrop<'s>>,
     _lists: Option<[SyncOnDrop<'s>; 2]>,
 }
 
@@ -99,6 +127,7 @@ impl PrefillTensors<'_> {
         let (page_table, g4) = read("page_table", &self.page_table, stream)?;
         let (k, g5) = read("k_scale", &self.k_scale, stream)?;
         let (v, g6) = read("v_scale", &self.v_scale, stream)?;
+        let (k_token, k_token_guard) = self.k_token_scale.as_ref().map(|s| read("k_token_scale", s, stream)).transpose()?.unzip();
         let (lists, list_guards) = match &self.lists {
             None => (None, None),
             Some(l) => {
@@ -107,8 +136,8 @@ impl PrefillTensors<'_> {
                 (Some([lists, counts]), Some([g7, g8]))
             }
         };
-        let raw = RawTensors { q, q_scale, k_pages, v_pages, page_table, scales: Scales { k, v }, lists };
-        Ok((raw, Guards { _inputs: [g0, g1, g2, g3, g4, g5, g6], _lists: list_guards }))
+        let raw = RawTensors { q, q_scale, k_pages, v_pages, page_table, scales: Scales { k, v, k_token }, lists };
+        Ok((raw, Guards { _inputs: [g0, g1, g2, g3, g4, g5, g6], _k_token: k_token_guard, _lists: list_guards }))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Both forms walk a row's blocks from the last to the first with a running maximum. [`attend_model`] rounds where the
 //! kernel rounds (all but the tensor core's internal accumulator); [`attend_f64`] rounds nowhere.
 
-use super::tile::{Real, Tile, load_k_transposed, load_v, multiply, zeros};
+use super::tile::{Real, Tile, load_k_transposed, load_v, multiply, scale_keys, zeros};
 use super::{check_group, check_len, scale_at};
 use crate::error::{Error, Result};
 use crate::fp8;
@@ -25,7 +25,7 @@ pub struct AttendInputs<'a> {
     pub q_scale: &'a [f32],
     /// K and V.
     pub kv: PagedKv<'a>,
-    /// `[1]` or `[hkv]`.
+    /// `[1]` or `[hkv]`; multiplies the scales of single keys that `kv` may have.
     pub k_scale: &'a [f32],
     /// `[1]` or `[hkv]`.
     pub v_scale: &'a [f32],
@@ -161,6 +161,7 @@ impl<T: Real> RowState<T> {
             load_k_transposed(&inputs.kv, id, head.kv_head, first, end, &mut k);
             load_v(&inputs.kv, id, head.kv_head, first, end, &mut v);
             multiply(&q, &k, n, &mut s);
+            scale_keys(&inputs.kv, id, head.kv_head, first, end, n, &mut s);
             for (i, t) in tokens.clone().enumerate() {
                 let visible = visible_keys(request, t, inputs.geometry.causal).saturating_sub(first).min(BLOCK);
                 let factor = state.softmax(i, &mut s[i], visible);

@@ -48,14 +48,16 @@ fn dense_row(inputs: &PrefillInputs<'_>, causal: bool, row: usize, head: usize, 
     let kv_head = head / (inputs.hq / inputs.hkv);
     let scale = |scales: &[f32]| f64::from(if scales.len() == 1 { scales[0] } else { scales[kv_head] });
     let at = row * inputs.hq + head;
-    let logit_scale = f64::from(inputs.q_scale[at]) * scale(inputs.k_scale) / (HEAD_DIM as f64).sqrt();
+    let logit_scale = f64::from(inputs.q_scale[at]) * scale(inputs.k_head_scale()) / (HEAD_DIM as f64).sqrt();
+    let own = inputs.k_token_scale();
     let q = &inputs.q[at * HEAD_DIM..(at + 1) * HEAD_DIM];
     let kv_row = |token: usize| (token * inputs.hkv + kv_head) * HEAD_DIM..(token * inputs.hkv + kv_head + 1) * HEAD_DIM;
     let logits: Vec<f64> = (first..end)
         .map(|token| {
             let k = &inputs.k[kv_row(token)];
             // A product of two e4m3 values is exact in f32.
-            q.iter().zip(k).map(|(&q, &k)| f64::from(fp8::decode(q) * fp8::decode(k))).sum::<f64>() * logit_scale
+            let own = own.map_or(1.0, |own| f64::from(own[token * inputs.hkv + kv_head]));
+            q.iter().zip(k).map(|(&q, &k)| f64::from(fp8::decode(q) * fp8::decode(k))).sum::<f64>() * logit_scale * own
         })
         .collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -23,8 +23,12 @@ use std::time::Instant;
 pub fn prefill(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &PrefillOptions) -> Result<PrefillOutput> {
     let geometry = validate(inputs, selection, options)?;
     let paged = PagedTensors::build(inputs.k, inputs.v, inputs.hkv, inputs.cu_seqlens_kv, options.page_size, PageLayout::Nhd, None)?;
-    let kv = paged.view();
-    let (summaries, summarize_time) = timed(options.repeat, || summarize_kv(&kv, &geometry, inputs.k_scale, inputs.v_scale))?;
+    let paged = match inputs.k_token_scale() {
+        Some(scales) => paged.with_token_scales(scales, inputs.cu_seqlens_kv, PageLayout::Nhd, false)?,
+        None => paged,
+    };
+    let (kv, k_scale) = (paged.view(), inputs.k_head_scale());
+    let (summaries, summarize_time) = timed(options.repeat, || summarize_kv(&kv, &geometry, k_scale, inputs.v_scale))?;
     let score_stride = geometry.max_kb.max(1);
     let mut times = StageTimes { summarize_kv: summarize_time, ..StageTimes::default() };
     let (lists, scores) = match selection {
@@ -40,7 +44,7 @@ pub fn prefill(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &P
         q: inputs.q,
         q_scale: inputs.q_scale,
         kv,
-        k_scale: inputs.k_scale,
+        k_scale,
         v_scale: inputs.v_scale,
         hq: inputs.hq,
         geometry: &geometry,

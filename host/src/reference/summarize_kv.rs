@@ -49,12 +49,17 @@ pub fn summarize_kv(kv: &PagedKv<'_>, geometry: &Geometry, k_scale: &[f32], v_sc
         let end = geometry.requests[request].kv_len as usize;
         (first..end.min(first + BLOCK)).map(move |token| kv.row(tensor, request, head, token))
     };
+    // Scale of token t of a block.
+    let own = |block: usize, head: usize, t: usize| {
+        let block = geometry.key_blocks[block];
+        kv.token_scale(block.request as usize, head, block.block as usize * BLOCK + t)
+    };
     summaries.k_sums.par_chunks_exact_mut(SUM_LEN).enumerate().try_for_each(|(i, sums)| {
         let (head, block) = (i / total_kb, i % total_kb);
         let scale = scale_at("k_scale", k_scale, head, hkv)?;
         let keys: Vec<_> = rows(KvTensor::K, block, head).collect();
         for (g, sum) in sums.chunks_exact_mut(HEAD_DIM).rev().enumerate() {
-            group_sum(&keys, g, |_| scale, sum);
+            group_sum(&keys, g, |t| scale * own(block, head, t), sum);
         }
         Result::Ok(())
     })?;

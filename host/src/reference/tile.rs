@@ -2,6 +2,7 @@
 
 use crate::fp8;
 use crate::kv::layout::{KvTensor, PagedKv};
+use crate::kv::scales::TokenScaleLayout;
 use half::bf16;
 use std::ops::{Add, Mul, Sub};
 use stem_attn_kernels::config::{BLOCK, HEAD_DIM, P_SCALE_LOG2};
@@ -100,6 +101,20 @@ pub fn load_v<T: Real>(kv: &PagedKv<'_>, request: usize, head: usize, first: usi
     for (t, out) in tile.iter_mut().enumerate() {
         let row = if first + t < end { kv.row(KvTensor::V, request, head, first + t) } else { None };
         *out = row.map_or([0.0; HEAD_DIM], fp8::decode_row).map(T::from);
+    }
+}
+
+/// Multiplies the scores of tokens `first..end` (at most 128), the first `rows` rows, by the scales of their keys, where keys
+/// have any.
+pub fn scale_keys<T: Real>(kv: &PagedKv<'_>, request: usize, head: usize, first: usize, end: usize, rows: usize, scores: &mut Tile<T>) {
+    if kv.k_token_scales == TokenScaleLayout::None {
+        return;
+    }
+    let scales: Vec<T> = (first..end.min(first + BLOCK)).map(|token| T::from(kv.token_scale(request, head, token))).collect();
+    for row in scores.iter_mut().take(rows) {
+        for (score, &scale) in row.iter_mut().zip(&scales) {
+            *score = *score * scale;
+        }
     }
 }
 

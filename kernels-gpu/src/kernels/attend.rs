@@ -9,6 +9,7 @@
 use crate::abi::AttendParams;
 use crate::config::attend::{CONSUMER_REGS, CONSUMERS, FLUSH_TILES, PREPARERS, PRODUCER_REGS, Q_STAGES, STAGES, THREADS, smem as map};
 use crate::config::{BLOCK, HEAD_DIM, TILE_BYTES};
+use crate::pipeline::key_scales::{KeyScales, NoScales, RowScales};
 use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::{Item, Slot, item};
 use crate::ptx::SmemAddr;
@@ -60,6 +61,10 @@ impl Shared {
         self.base.offset(map::K + at.stage() * TILE)
     }
     #[inline(always)]
+    fn key_scales(self) -> SmemAddr {
+        self.base.offset(map::KEY_SCALES)
+    }
+    #[inline(always)]
     fn v_tile(self, at: Cursor<STAGES>) -> SmemAddr {
         self.base.offset(map::V + at.stage() * map::V_STAGE)
     }
@@ -75,15 +80,15 @@ pub unsafe extern "gpu-kernel" fn attend_fp8_d128(p: AttendParams, _q_map: Tenso
     let q_map = tma::tensor_map_param!(attend_fp8_d128, 1);
     let k_map = tma::tensor_map_param!(attend_fp8_d128, 2);
     // SAFETY: forwarded from the host.
-    unsafe { attend(&p, q_map, k_map) }
+    unsafe { attend(&p, NoScales, q_map, k_map) }
 }
 
-/// The kernel's body: barriers, then roles.
+/// The body of both entries: barriers, then roles. `keys`: how scales of single keys get to the scores, if there are any.
 ///
 /// # Safety
 /// As the entry; called by all threads of the block.
 #[inline(always)]
-unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
+pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: TensorMapPtr, k_map: TensorMapPtr) {
     let shared = Shared::new();
     let tid = special::tid_x();
     // From lane 0: what comes out of a shuffle with one source lane is known to be the same in the whole warp, and lives in
@@ -96,7 +101,7 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
             // Each warp gives an item back for itself: all of its lanes read the slot.
             shared.q.init(CONSUMERS * 4);
             shared.ready.init_for(PREPARERS, 1);
-            shared.kv.init(CONSUMERS);
+            shared.kv.init_for(1 + S::ARRIVALS, CONSUMERS * S::RELEASES);
             mbarrier::init_fence();
         }
     }
@@ -117,10 +122,12 @@ unsafe fn attend(p: &AttendParams, q_map: TensorMapPtr, k_map: TensorMapPtr) {
                 produce(p, shared, k_map);
             } else if tid < 32 + PREPARERS {
                 prepare(p, shared, q_map);
+            } else if S::ARRIVALS > 0 {
+                keys.produce(p, shared.kv, shared.key_scales());
             }
         } else {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
-            consume(p, shared, warpgroup - 1, tid % 128);
+            consume(p, shared, keys, warpgroup - 1, tid % 128);
         }
     }
 }
@@ -247,7 +254,7 @@ unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: Tenso
 /// # Safety
 /// All threads of the warpgroup call it converged, on the host-checked parameters.
 #[inline(always)]
-unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
+unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, keys: S, wg: u32, thread: u32) {
     let (mut k, mut stage) = (0, 0);
     // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
     unsafe {
@@ -261,10 +268,11 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
                 let row = tile_row(wg, thread);
                 let scales = shared.scales(at).offset(4 * row);
                 let scale = |at| math::fmax(math::fmin(smem::ld_f32(at), LARGEST_SCALE), SMALLEST_SCALE);
-                let mut softmax = OnlineSoftmax::new([scale(scales), scale(scales.offset(32))]);
+                let (softmax_scale, keys) = keys.split([scale(scales), scale(scales.offset(32))]);
+                let mut softmax = OnlineSoftmax::new(softmax_scale);
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(shared, q_rows(shared.q_tile(at), wg), stage, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
+                walk(shared, keys, q_rows(shared.q_tile(at), wg), stage, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
                 bias = softmax.bias();
                 stage += count + 1;
             }
@@ -283,7 +291,9 @@ fn tile_row(wg: u32, thread: u32) -> u32 {
 }
 
 /// What the half tiles of one item hand on to each other.
-struct Walk<'a> {
+struct Walk<'a, R> {
+    shared: Shared,
+    keys: R,
     q: SmemAddr,
     /// 0: see [`settle`] and [`Output::flush`].
     never: u32,
@@ -306,8 +316,9 @@ struct Walk<'a> {
 /// All threads of the warpgroup call it converged; the rings are initialised; `count > 0`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined once; a struct of them would only rename them")]
-unsafe fn walk(
+unsafe fn walk<R: RowScales>(
     shared: Shared,
+    keys: R,
     q: SmemAddr,
     first: u32,
     count: u32,
@@ -317,7 +328,7 @@ unsafe fn walk(
     output: &mut Output,
     softmax: &mut OnlineSoftmax,
 ) {
-    let signal = (thread == 0) as u32;
+    let signal = R::signals(thread);
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
         let at = Cursor::at(first);
@@ -327,6 +338,8 @@ unsafe fn walk(
         wgmma::commit();
         wgmma::wait::<0>();
         let (mut a, mut b) = (a.landed(), b.landed());
+        keys.apply::<FIRST>(&mut a, shared.key_scales(), at);
+        keys.apply::<SECOND>(&mut b, shared.key_scales(), at);
         shared.kv.release(at, signal);
         mask_columns(&mut a, thread % 32, limit);
         mask_columns(&mut b, thread % 32, [limit[0] - 64, limit[1] - 64]);
@@ -338,6 +351,8 @@ unsafe fn walk(
         let mut probabilities = Probabilities([0; 8]);
         pack(&a, &mut probabilities);
         let mut walk = Walk {
+            shared,
+            keys,
             q,
             never,
             output,
@@ -356,10 +371,10 @@ unsafe fn walk(
                 shared.kv.wait_full(at);
             }
             let done = i.wrapping_sub(first) % FLUSH_TILES;
-            a = walk.half::<FIRST>(shared.v_tile(at), shared.k_tile(at), &mut b, a, (done != 1) as u32, false);
+            a = walk.half::<FIRST>(at, &mut b, a, (done != 1) as u32, false);
             // Asked here and looked at a half later: the answer takes 40 clocks.
             there = shared.kv.is_full(Cursor::at(i.wrapping_add(1)));
-            b = walk.half::<SECOND>(shared.v_tile(at), shared.k_tile(at), &mut a, b, 1, done == 0);
+            b = walk.half::<SECOND>(at, &mut a, b, 1, done == 0);
             shared.kv.release(at, signal);
             i = i.wrapping_add(1);
         }
@@ -372,7 +387,7 @@ unsafe fn walk(
     }
 }
 
-impl Walk<'_> {
+impl<R: RowScales> Walk<'_, R> {
     /// One half tile: while the tensor core multiplies P with its half of the V tile at `v` and computes the scores of the
     /// half after next, the next half's `scores` become P.
     /// `spent` gives its registers to those scores.
@@ -380,12 +395,12 @@ impl Walk<'_> {
     /// # Safety
     /// As [`walk`]; `HALF` is the half that P belongs to, and also the one of the K tile at `k` after next.
     #[inline(always)]
-    unsafe fn half<const HALF: u32>(&mut self, v: SmemAddr, k: SmemAddr, scores: &mut Scores, spent: Scores, add: u32, flush: bool) -> Scores {
+    unsafe fn half<const HALF: u32>(&mut self, at: Cursor<STAGES>, scores: &mut Scores, spent: Scores, add: u32, flush: bool) -> Scores {
         // SAFETY: forwarded from the caller.
         unsafe {
             wgmma::fence();
-            let product = issue_pv::<HALF>(&self.probabilities, v, self.product.take(), add);
-            let pending = issue_qk::<HALF>(self.q, k, spent);
+            let product = issue_pv::<HALF>(&self.probabilities, self.shared.v_tile(at), self.product.take(), add);
+            let pending = issue_qk::<HALF>(self.q, self.shared.k_tile(at), spent);
             wgmma::commit();
             self.softmax.part(self.never);
             self.softmax.exponentiate::<0>(scores);
@@ -393,7 +408,8 @@ impl Walk<'_> {
             settle(scores, self.never);
             wgmma::wait::<0>();
             self.product = product.landed();
-            let next = pending.landed();
+            let mut next = pending.landed();
+            self.keys.apply::<HALF>(&mut next, self.shared.key_scales(), at);
             self.hand_over(scores, flush);
             (self.old, self.moved) = self.softmax.advance::<NEXT_TARGET>(&next);
             next
@@ -457,14 +473,10 @@ unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
         let [tile_row, from, to] = slot.rows();
         let (head, v_scale) = slot.head();
         let valid = |row: i32| row >= from && row < to;
-        let rows = RowPair {
-            first: (tile_row + row) as i64,
-            valid: [valid(row), valid(row + 8)],
-            token_stride: p.hq as u32 as i64 * HEAD_DIM as i64 * 2,
-        };
+        let rows = RowPair { first: (tile_row + row) as i64, valid: [valid(row), valid(row + 8)], token_stride: p.out_rows.token };
         // A row that sees no key has sum 0: zeros, and a log-sum-exp of minus infinity.
         let factor = |sum: f32| if sum > 0.0 { v_scale * math::rcp(sum) } else { 0.0 };
-        let out = p.out + (head as u64) * (HEAD_DIM as u64 * 2);
+        let out = p.out.wrapping_add((head as i64 * p.out_rows.head) as u64);
         store_rows(output, [factor(sum[0]), factor(sum[1])], out, rows, tid % 32);
         if p.lse != 0 && tid.is_multiple_of(4) {
             let lse = [log_sum(sum[0], bias[0]), log_sum(sum[1], bias[1])];

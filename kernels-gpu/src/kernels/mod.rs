@@ -2,8 +2,11 @@
 
 pub mod append_kv;
 pub mod attend;
+pub mod attend_token_scales;
+pub mod lists;
 pub mod probe;
 pub mod probe_copy;
+pub mod probe_cp_async;
 pub mod probe_math;
 pub mod probe_rate;
 pub mod probe_sync;

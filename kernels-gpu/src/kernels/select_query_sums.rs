@@ -38,11 +38,12 @@ unsafe fn query_sums(p: &QuerySumsParams) {
         let (mut codes, mut scales) = ([[0; 4]; 8], [0.0; 8]);
         unroll!(R < 8 {
             let token = new_token(&request, position(block.block, (R * GROUPS) as i32 + r as i32));
-            let row = (request.q_start + clamped(token, request.q_len)) as i64 * p.hq as i64 + head;
+            let row = (request.q_start + clamped(token, request.q_len)) as i64;
             let new = is_new(&request, token);
-            codes[R] = load_or_zero(p.q + row as u64 * HEAD_DIM as u64 + chunk as u64 * 16, new);
+            let at = row * p.q_rows.token + head * p.q_rows.head;
+            codes[R] = load_or_zero(p.q.wrapping_add(at as u64) + chunk as u64 * 16, new);
             // A scale of another token must not meet the zeros: it could be anything.
-            let scale = *(p.q_scale as *const f32).offset(row as isize);
+            let scale = *(p.q_scale as *const f32).offset((row * p.hq as i64 + head) as isize);
             scales[R] = if new { scale } else { 0.0 };
         });
         let mut sum = GroupSum::zero();

@@ -38,6 +38,20 @@ pub const fn v_tile_offset(d: usize, t: usize) -> usize {
     swizzle_128(d * 128 + (t / 32) * 32 + v_token_position(t % 32))
 }
 
+/// The scale that takes a row whose largest magnitude is `largest` onto the range of e4m3: `largest / 448`, or 1 for a row of
+/// zeros. Never so small that its inverse is infinite, and finite also where `largest` is not.
+pub const fn row_scale(largest: f32) -> f32 {
+    let finite = if largest < f32::MAX { largest } else { f32::MAX };
+    let scale = finite / 448.0;
+    if largest == 0.0 {
+        1.0
+    } else if scale > f32::MIN_POSITIVE {
+        scale
+    } else {
+        f32::MIN_POSITIVE
+    }
+}
+
 /// wgmma operand descriptor of a K-major tile with rows of 128 bytes and the 128-byte swizzle, at shared address `addr`
 /// (1,024-byte aligned): address >> 4, leading offset 1, stride 1,024 bytes between groups of eight rows, swizzle mode 1.
 /// Advance by +2 for every 32 bytes along K.
@@ -66,6 +80,15 @@ pub const fn accumulator_col(thread: usize, i: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scales_of_rows_are_positive_and_have_finite_inverses() {
+        assert_eq!([row_scale(0.0), row_scale(448.0), row_scale(1.0)], [1.0, 1.0, 1.0 / 448.0]);
+        for largest in [f32::from_bits(1), f32::MIN_POSITIVE, 1e-37, 1e30, f32::MAX, f32::INFINITY] {
+            let scale = row_scale(largest);
+            assert!(scale > 0.0 && scale.is_finite() && (1.0 / scale).is_finite(), "{largest}: {scale}");
+        }
+    }
 
     #[test]
     fn token_order_and_position_are_inverse() {

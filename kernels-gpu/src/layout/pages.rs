@@ -1,6 +1,6 @@
 //! Where tokens live: pages, rows of the chunk's new tokens, and which of a block's 128 tokens exist.
 
-use crate::abi::{PageStrides, Request};
+use crate::abi::{PageStrides, Request, ScaleStrides};
 use crate::config::BLOCK;
 
 /// log2 of a page size, which is a power of two from 16 to 256. (A whole run of 16 tokens lies in one page.)
@@ -16,6 +16,15 @@ pub const fn is_page(entry: i32, pages: i32) -> bool {
 /// Byte offset, from the first page, of the 128-byte row of a token: page `page`, token `in_page` of it, KV head `head`.
 pub const fn row_offset(strides: &PageStrides, page: i32, in_page: i32, head: i32) -> i64 {
     page as i64 * strides.page + in_page as i64 * strides.token + head as i64 * strides.head
+}
+
+/// log2 of the tokens in a chunk of [`ScaleStrides`].
+const CHUNK_SHIFT: i32 = 5;
+
+/// Byte offset, from the first, of the scale of token `in_page` of page `page` and KV head `head`.
+pub const fn scale_offset(strides: &ScaleStrides, page: i32, in_page: i32, head: i32) -> i64 {
+    let (chunk, token) = (in_page >> CHUNK_SHIFT, in_page & ((1 << CHUNK_SHIFT) - 1));
+    page as i64 * strides.page + chunk as i64 * strides.chunk + token as i64 * strides.token + head as i64 * strides.head
 }
 
 /// Position in the sequence of token `t` (0..128) of block `block`.
@@ -43,6 +52,11 @@ pub const fn clamped(value: i32, len: i32) -> i32 {
     } else {
         len - 1
     }
+}
+
+/// Key blocks that query block `block` of a request with `kb_len` key blocks can see: `0..` this.
+pub const fn visible_blocks(block: i32, kb_len: i32, causal: bool) -> i32 {
+    if causal && block < kb_len { block + 1 } else { kb_len }
 }
 
 /// Runs of 16 tokens that enter the statistics of the value term: all of the padded length, or those with a token.
@@ -80,6 +94,20 @@ mod tests {
         assert_eq!(row_offset(&nhd, 3, 5, 2), ((3 * 32 + 5) * 4 + 2) * 128);
         assert_eq!(row_offset(&hnd, 3, 5, 2), ((3 * 4 + 2) * 32 + 5) * 128);
         assert_eq!(row_offset(&nhd, i32::MAX, 0, 0), i32::MAX as i64 * nhd.page, "no 32-bit overflow");
+    }
+
+    #[test]
+    fn scales_lie_beside_the_pages_or_in_them() {
+        let (page_size, heads) = (64i64, 4i64);
+        // [pages, page_size, heads] and [pages, heads, page_size].
+        let nhd = ScaleStrides { page: page_size * heads * 4, chunk: 32 * heads * 4, token: heads * 4, head: 4 };
+        let hnd = ScaleStrides { page: page_size * heads * 4, chunk: 32 * 4, token: 4, head: page_size * 4 };
+        assert_eq!(scale_offset(&nhd, 3, 37, 2), ((3 * 64 + 37) * 4 + 2) * 4);
+        assert_eq!(scale_offset(&hnd, 3, 37, 2), ((3 * 4 + 2) * 64 + 37) * 4);
+        // In pages [66, heads, 128 bytes]: tokens 0..32 in row 64 of each head, 32..64 in row 65.
+        let inside = ScaleStrides { page: 66 * heads * 128, chunk: heads * 128, token: 4, head: 128 };
+        assert_eq!(scale_offset(&inside, 3, 37, 2), ((3 * 66 + 1) * 4 + 2) * 128 + 5 * 4);
+        assert_eq!(scale_offset(&inside, i32::MAX, 0, 0), i32::MAX as i64 * inside.page, "no 32-bit overflow");
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Stage rings between the producer and the consumers, and the work they share.
 
+pub mod key_scales;
 pub mod ring;
 pub mod work;

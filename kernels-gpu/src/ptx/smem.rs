@@ -118,6 +118,18 @@ pub unsafe fn ld_f32(at: SmemAddr) -> f32 {
     value
 }
 
+/// Loads two f32. PTX: `ld.shared.v2.f32 {d0, d1}, [a]`. Called by any thread.
+///
+/// # Safety
+/// As [`ld_u32`], aligned to 8 bytes.
+#[inline(always)]
+pub unsafe fn ld_v2_f32(at: SmemAddr) -> [f32; 2] {
+    let (a, b): (f32, f32);
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("ld.shared.v2.f32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg32) at.0) };
+    [a, b]
+}
+
 /// Stores an f32. PTX: `st.shared.f32 [a], v`. Called by any thread.
 ///
 /// # Safety
@@ -185,6 +197,16 @@ pub unsafe fn st_v4(at: SmemAddr, value: [u32; 4]) {
     unsafe {
         asm!("st.shared.v4.u32 [{}], {{{}, {}, {}, {}}};", in(reg32) at.0, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d);
     }
+}
+
+/// Sets bits of 32 atomically. PTX: `red.shared.or.b32 [a], v`. Called by any thread.
+///
+/// # Safety
+/// As [`atomic_add_u32`].
+#[inline(always)]
+pub unsafe fn atomic_or_u32(at: SmemAddr, value: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("red.shared.or.b32 [{}], {};", in(reg32) at.0, in(reg32) value) };
 }
 
 /// Adds to 32 bits atomically and returns what was there before. PTX: `atom.shared.add.u32 d, [a], v`. Called by any thread.

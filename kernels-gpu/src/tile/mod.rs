@@ -1,6 +1,8 @@
 //! Tiles: operand descriptors, the two products of attention, softmax in registers, the epilogue.
 
+pub mod bitmap;
 pub mod epilogue;
+pub mod key_scales;
 pub mod mma;
 pub mod pages;
 pub mod reduce;

@@ -2,48 +2,16 @@
 //! `PATH`.
 
 use super::Case;
-use float8::F8E4M3;
 use rstest::rstest;
-use safetensors::SafeTensors;
 use stem_attn::cuda::CudaBackend;
 use stem_attn::reference;
 use stem_attn::{Backend, PrefillOptions, Preset, Selection, StemConfig};
 use stem_attn_tests::batch::Batch;
+use stem_attn_tests::capture::{CAPTURE, capture, others};
 use stem_attn_tests::gpu::backend;
-
-/// Layer 5 of a small language model, 8,192 tokens: see demo/README.md. Embedded, so that the test binary runs anywhere.
-const CAPTURE: &[u8] = include_bytes!("../../../demo/qkv_layer5_8k.safetensors");
 
 /// Error of the whole output, as the best peer's kernels have it on such data.
 const REAL: f64 = 0.012;
-
-/// The first `tokens` tokens of a capture, or all.
-fn capture(bytes: &[u8], tokens: Option<usize>) -> Batch {
-    let file = SafeTensors::deserialize(bytes).expect("the capture");
-    let shape = |name: &str| file.tensor(name).expect(name).shape().to_vec();
-    let (hq, hkv, tokens) = (shape("q")[1], shape("k")[1], tokens.unwrap_or(shape("q")[0]));
-    assert_eq!(shape("q")[0], shape("k")[0], "a capture without history");
-    let codes = |name: &str, row: usize| -> Vec<F8E4M3> {
-        file.tensor(name).expect(name).data()[..tokens * row].iter().map(|&b| F8E4M3::from_bits(b)).collect()
-    };
-    let floats = |name: &str, n: usize| -> Vec<f32> {
-        let data = file.tensor(name).expect(name).data();
-        data.chunks_exact(4).take(n).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    };
-    Batch {
-        hq,
-        hkv,
-        q: codes("q", hq * 128),
-        q_scale: floats("q_scale", tokens * hq),
-        k: codes("k", hkv * 128),
-        v: codes("v", hkv * 128),
-        k_scale: floats("k_scale", shape("k_scale")[0]),
-        v_scale: floats("v_scale", shape("v_scale")[0]),
-        cu_seqlens_q: vec![0, tokens as i32],
-        cu_seqlens_kv: vec![0, tokens as i32],
-        prompt_lens: vec![tokens as i32],
-    }
-}
 
 #[rstest]
 fn real_rows_are_within_the_peers_error(#[values(8192, 7001)] tokens: usize, #[values(32, 64)] page_size: usize) {
@@ -59,10 +27,9 @@ fn real_rows_are_within_the_peers_error(#[values(8192, 7001)] tokens: usize, #[v
 fn the_backends_agree() {
     let Some(gpu) = backend() else { return };
     agree(gpu, &capture(CAPTURE, None));
-    let others = std::env::var_os("STEM_ATTN_CAPTURES").unwrap_or_default();
-    for path in std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty()) {
-        println!("{}", path.display());
-        agree(gpu, &capture(&std::fs::read(&path).expect("a capture"), None));
+    for (name, batch) in others() {
+        println!("{name}");
+        agree(gpu, &batch);
     }
 }
 

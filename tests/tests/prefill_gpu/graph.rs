@@ -28,7 +28,11 @@ fn raw(stream: &CudaStream, t: &PrefillTensors<'_>) -> RawTensors {
         k_pages: span(stream, &t.k_pages),
         v_pages: span(stream, &t.v_pages),
         page_table: span(stream, &t.page_table),
-        scales: Scales { k: span(stream, &t.k_scale), v: span(stream, &t.v_scale) },
+        scales: Scales {
+            k: span(stream, &t.k_scale),
+            v: span(stream, &t.v_scale),
+            k_token: t.k_token_scale.as_ref().map(|s| span(stream, s)),
+        },
         lists: None,
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Case<'a> {
             q: &batch.q,
             q_scale: &batch.q_scale,
             kv: paged.view(),
-            k_scale: &batch.k_scale,
+            k_scale: batch.inputs().k_head_scale(),
             v_scale: &batch.v_scale,
             hq: batch.hq,
             geometry: &self.geometry(),

@@ -57,6 +57,15 @@ fn selection_rules(
     assert!(done.lists.density(&done.geometry) < 0.9, "the case is meant to be sparse");
 }
 
+#[rstest]
+fn a_scale_for_every_key(#[values(16, 64, 256)] page_size: usize, #[values(PageLayout::Nhd, PageLayout::Hnd)] layout: PageLayout) {
+    let Some(gpu) = backend() else { return };
+    let batch = Batch::random(12, 4, 2, &RAGGED).with_token_scales(13);
+    let config = choosy(0.7);
+    Case { page_size, layout, ..Case::new(&batch, Selection::Dense) }.check(gpu, RANDOM, RANDOM_ROW);
+    Case { page_size, layout, ..Case::new(&batch, Selection::Stem(&config)) }.check(gpu, RANDOM, RANDOM_ROW);
+}
+
 #[test]
 fn not_causal() {
     let Some(gpu) = backend() else { return };

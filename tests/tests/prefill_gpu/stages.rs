@@ -104,6 +104,7 @@ fn appended_pages_are_the_references_byte_for_byte(
         page_table: table.as_view(),
         k_scale: k_scale.as_view(),
         v_scale: v_scale.as_view(),
+        k_token_scale: None,
     };
     plan.append_kv(stream, &mut tensors).expect("append");
     for (name, got, want) in [("k", &k_pages, &want.k_pages), ("v", &v_pages, &want.v_pages)] {

@@ -50,6 +50,7 @@ impl Tensors {
             page_table: self.page_table.as_view(),
             k_scale: self.one.as_view(),
             v_scale: self.one.as_view(),
+            k_token_scale: None,
             lists: self.lists.as_ref().map(|(lists, counts)| ListTensors { lists: lists.as_view(), counts: counts.as_view() }),
         }
     }
@@ -123,6 +124,7 @@ impl<'a> CudaEngine<'a> {
                 page_table: self.tensors.page_table.as_view(),
                 k_scale: self.tensors.one.as_view(),
                 v_scale: self.tensors.one.as_view(),
+                k_token_scale: None,
             };
             return self.plan.append_kv(stream, &mut append);
         }

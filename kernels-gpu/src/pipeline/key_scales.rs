@@ -1,0 +1,172 @@
+//! K scales of single tokens on their way to the scores: what `attend_fp8_d128_token_scales` does and `attend_fp8_d128` does
+//! not. A type parameter of the kernel, so that the plain one pays nothing.
+//!
+//! The 128 scales of a key block lie wherever the cache keeps them, in no order that a bulk copy could fetch. A warp of its
+//! own walks the items as the producer does; its 32 lanes fetch four scales each, asynchronously, into the stage of the K
+//! tile, whose "full" barrier waits for them too. (In the producer warp itself they cost spills.)
+
+use crate::abi::{AttendParams, TokenScales};
+use crate::config::BLOCK;
+use crate::config::attend::STAGES;
+use crate::layout::pages::{is_page, scale_offset};
+use crate::pipeline::ring::{Cursor, Ring};
+use crate::pipeline::work::{Item, item};
+use crate::ptx::{SmemAddr, cp_async, special, warp};
+use crate::tile::key_scales::scale_columns;
+use crate::tile::mma::Scores;
+use crate::unroll;
+
+/// How a key's own scale gets to its scores.
+pub trait KeyScales: Copy {
+    /// Arrivals on the "full" barrier of a stage besides the leader's.
+    const ARRIVALS: u32;
+    /// Arrivals of a consumer warpgroup on the "empty" barrier of a stage.
+    const RELEASES: u32;
+    /// With the scales of two rows.
+    type Rows: RowScales;
+
+    /// The warp that fetches the scales, over all items of the block, as far as there are scales.
+    ///
+    /// # Safety
+    /// Called by a whole warp, converged, on the host-checked parameters; `ring` is that of the K stages, initialised with
+    /// [`Self::ARRIVALS`]; `stages` are as many rows of 128 f32, which nobody else writes.
+    unsafe fn produce(self, p: &AttendParams, ring: Ring<STAGES>, stages: SmemAddr);
+
+    /// Consumer: of the scales of two rows, what the softmax multiplies its scores by, and what is multiplied before.
+    fn split(self, rows: [f32; 2]) -> ([f32; 2], Self::Rows);
+}
+
+/// [`KeyScales`] as one thread of a consumer uses them.
+pub trait RowScales: Copy {
+    /// Consumer: brings the scores of half `HALF` of the keys of stage `at` to what the softmax expects. What the warp needs
+    /// of the stage has then been read.
+    ///
+    /// # Safety
+    /// Called by whole warps, converged. The stage has arrived and is not given back yet; `stages` as in
+    /// [`KeyScales::produce`].
+    unsafe fn apply<const HALF: u32>(self, scores: &mut Scores, stages: SmemAddr, at: Cursor<STAGES>);
+
+    /// Whether thread `thread` of a consumer warpgroup is one that gives stages back.
+    fn signals(thread: u32) -> u32;
+}
+
+/// Keys have no scale of their own.
+#[derive(Clone, Copy)]
+pub struct NoScales;
+
+impl KeyScales for NoScales {
+    const ARRIVALS: u32 = 0;
+    const RELEASES: u32 = 1;
+    type Rows = Self;
+
+    #[inline(always)]
+    unsafe fn produce(self, _: &AttendParams, _: Ring<STAGES>, _: SmemAddr) {}
+    #[inline(always)]
+    fn split(self, rows: [f32; 2]) -> ([f32; 2], Self) {
+        (rows, self)
+    }
+}
+
+impl RowScales for NoScales {
+    #[inline(always)]
+    unsafe fn apply<const HALF: u32>(self, _: &mut Scores, _: SmemAddr, _: Cursor<STAGES>) {}
+    #[inline(always)]
+    fn signals(thread: u32) -> u32 {
+        (thread == 0) as u32
+    }
+}
+
+/// Scales of two rows, to be multiplied by the scale of each key: in f32, because a score times one of them alone may leave
+/// f16.
+#[derive(Clone, Copy)]
+pub struct TokenRows([f32; 2]);
+
+/// Tokens a lane fetches: all in one page and one chunk of scales, because both are multiples of it.
+const TOKENS: u32 = BLOCK as u32 / 32;
+
+/// Row of scales of a stage.
+#[inline(always)]
+fn row(stages: SmemAddr, at: Cursor<STAGES>) -> SmemAddr {
+    stages.offset(at.stage() * (BLOCK as u32 * 4))
+}
+
+impl KeyScales for &TokenScales {
+    const ARRIVALS: u32 = 32;
+    const RELEASES: u32 = 4;
+    type Rows = TokenRows;
+
+    #[inline(always)]
+    unsafe fn produce(self, p: &AttendParams, ring: Ring<STAGES>, stages: SmemAddr) {
+        let lane = special::tid_x() % 32;
+        let (mut k, mut stage) = (0, 0);
+        // SAFETY: forwarded from the caller; a stage is waited for before it is overwritten.
+        unsafe {
+            while let Some(n) = item(p, k) {
+                let work = Item::locate(p, n);
+                let mut i = 0;
+                while i < work.count {
+                    let at = Cursor::at(stage + i as u32);
+                    let (from, bytes) = find(p, self, &work, work.key_block(i) * BLOCK as i32, lane);
+                    let to = row(stages, at).offset(lane * (TOKENS * 4));
+                    ring.wait_empty(at);
+                    unroll!(T < 4 {
+                        cp_async::copy_4(to.offset(4 * T as u32), from.wrapping_add((T as i64 * self.strides.token) as u64), bytes);
+                    });
+                    cp_async::arrive(ring.full(at));
+                    i += 1;
+                }
+                if work.count > 0 {
+                    // The stage of the last V, which brings no K.
+                    let at = Cursor::at(stage + work.count as u32);
+                    ring.wait_empty(at);
+                    cp_async::arrive(ring.full(at));
+                    stage += work.count as u32 + 1;
+                }
+                k += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn split(self, rows: [f32; 2]) -> ([f32; 2], TokenRows) {
+        ([1.0; 2], TokenRows(rows))
+    }
+}
+
+impl RowScales for TokenRows {
+    #[inline(always)]
+    unsafe fn apply<const HALF: u32>(self, scores: &mut Scores, stages: SmemAddr, at: Cursor<STAGES>) {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            scale_columns(scores, self.0, row(stages, at).offset(HALF * 256), special::tid_x_again() % 32);
+            warp::sync();
+        }
+    }
+
+    /// A lane of each warp: unlike the product, the scales were read by every warp for itself.
+    #[inline(always)]
+    fn signals(thread: u32) -> u32 {
+        thread.is_multiple_of(32) as u32
+    }
+}
+
+/// Where the scales of the lane's tokens start, and the bytes to copy of each: 4, or 0 for tokens without a page, whose
+/// scale is 0 as their keys are. `block`: the first token of the key block.
+///
+/// # Safety
+/// A key block of the item's request; the host has checked the arrays.
+#[inline(always)]
+unsafe fn find(p: &AttendParams, scales: &TokenScales, item: &Item, block: i32, lane: u32) -> (u64, u32) {
+    let token = block + (lane * TOKENS) as i32;
+    // Past the last token the table may end: those lanes repeat the block's first, and their columns are masked.
+    let token = if token < item.request.kv_len { token } else { block };
+    let table = p.page_table + (item.row.request as u32 as i64 * p.table_stride as u32 as i64 * 4) as u64;
+    // SAFETY: a token of the request has an entry.
+    let page = unsafe { *(table as *const i32).offset((token >> p.page_size_log2) as isize) };
+    let exists = is_page(page, scales.pages);
+    let in_page = token & ((1 << p.page_size_log2) - 1);
+    let offset = scale_offset(&scales.strides, if exists { page } else { 0 }, in_page, item.kv_head);
+    (scales.first.wrapping_add(offset as u64), if exists { 4 } else { 0 })
+}
+
+const _: () = assert!(TOKENS == 4, "a lane's copies are written out");
