@@ -14,7 +14,7 @@ pub enum PtxModule {
     AppendKv,
     /// Key sums, run norms, V tiles.
     SummarizeKv,
-    /// Query sums, value term, scores, top-k.
+    /// Scores, budgets, top-k.
     Select,
     /// Attention.
     Attend,
@@ -52,29 +52,22 @@ pub enum KernelId {
     AppendKv,
     /// Key sums, run norms and V tiles of every key block.
     SummarizeKv,
-    /// Group sums of the queries.
-    QuerySums,
-    /// Value term of every key block.
-    ValueBias,
-    /// Scores of every (query block, key block) pair.
-    Scores,
-    /// Lists of every query block.
-    Topk,
+    /// From queries and summaries to the lists of every query block.
+    Select,
     /// Block-sparse and dense attention.
     Attend,
 }
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 7] =
-        [Self::AppendKv, Self::SummarizeKv, Self::QuerySums, Self::ValueBias, Self::Scores, Self::Topk, Self::Attend];
+    pub const ALL: [Self; 4] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Attend];
 
     /// The module it is in.
     pub const fn module(self) -> PtxModule {
         match self {
             Self::AppendKv => PtxModule::AppendKv,
             Self::SummarizeKv => PtxModule::SummarizeKv,
-            Self::QuerySums | Self::ValueBias | Self::Scores | Self::Topk => PtxModule::Select,
+            Self::Select => PtxModule::Select,
             Self::Attend => PtxModule::Attend,
         }
     }
@@ -84,10 +77,7 @@ impl KernelId {
         match self {
             Self::AppendKv => "append_kv_bf16_d128",
             Self::SummarizeKv => "summarize_kv_fp8_d128",
-            Self::QuerySums => "select_query_sums",
-            Self::ValueBias => "select_value_bias",
-            Self::Scores => "select_scores",
-            Self::Topk => "select_topk",
+            Self::Select => "select_stem",
             Self::Attend => "attend_fp8_d128",
         }
     }
@@ -97,10 +87,7 @@ impl KernelId {
         match self {
             Self::AppendKv => config::append_kv::THREADS,
             Self::SummarizeKv => config::summarize_kv::THREADS,
-            Self::QuerySums => config::select::query_sums::THREADS,
-            Self::ValueBias => config::select::value_bias::THREADS,
-            Self::Scores => config::select::scores::THREADS,
-            Self::Topk => config::select::topk::THREADS,
+            Self::Select => config::select::THREADS,
             Self::Attend => config::attend::THREADS,
         }
     }
@@ -110,10 +97,7 @@ impl KernelId {
         match self {
             Self::AppendKv => config::append_kv::SMEM_BYTES,
             Self::SummarizeKv => config::summarize_kv::SMEM_BYTES,
-            Self::QuerySums => config::select::query_sums::SMEM_BYTES,
-            Self::ValueBias => config::select::value_bias::SMEM_BYTES,
-            Self::Scores => config::select::scores::SMEM_BYTES,
-            Self::Topk => config::select::topk::SMEM_BYTES,
+            Self::Select => config::select::smem::BYTES,
             Self::Attend => config::attend::smem::BYTES,
         }
     }
@@ -141,10 +125,7 @@ mod tests {
         for (kernel, sizes) in [
             (KernelId::AppendKv, vec![size_of::<abi::AppendKvParams>()]),
             (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
-            (KernelId::QuerySums, vec![size_of::<abi::QuerySumsParams>()]),
-            (KernelId::ValueBias, vec![size_of::<abi::ValueBiasParams>()]),
-            (KernelId::Scores, vec![size_of::<abi::ScoresParams>(), 128, 128]),
-            (KernelId::Topk, vec![size_of::<abi::TopkParams>()]),
+            (KernelId::Select, vec![size_of::<abi::SelectParams>(), 128]),
             (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),
         ] {
             let text = kernel.module().text();

@@ -11,10 +11,7 @@ pub struct Kernels {
     device: Device,
     pub(super) append_kv: Kernel,
     pub(super) summarize_kv: Kernel,
-    pub(super) query_sums: Kernel,
-    pub(super) value_bias: Kernel,
-    pub(super) scores: Kernel,
-    pub(super) topk: Kernel,
+    pub(super) select: Kernel,
     pub(super) attend: Kernel,
 }
 
@@ -22,6 +19,13 @@ impl Kernels {
     /// Multiprocessors of the GPU they are loaded on: the size of a persistent grid.
     pub(super) fn sm_count(&self) -> usize {
         self.device.info().sm_count as usize
+    }
+
+    /// Whether a launch may overlap the one before it. Drivers before CUDA 12.3 cannot capture such launches in a graph.
+    pub(super) fn overlaps(&self) -> bool {
+        let version = self.device.info().cuda_version.split_once('.');
+        let number = |text: &str| text.parse::<u32>().unwrap_or(0);
+        version.is_some_and(|(major, minor)| (number(major), number(minor)) >= (12, 3))
     }
 
     /// Compiles and loads them. Takes seconds the first time on a machine; the driver caches the result.
@@ -45,10 +49,7 @@ impl Kernels {
             device: device.clone(),
             append_kv: kernel(KernelId::AppendKv)?,
             summarize_kv: kernel(KernelId::SummarizeKv)?,
-            query_sums: kernel(KernelId::QuerySums)?,
-            value_bias: kernel(KernelId::ValueBias)?,
-            scores: kernel(KernelId::Scores)?,
-            topk: kernel(KernelId::Topk)?,
+            select: kernel(KernelId::Select)?,
             attend: kernel(KernelId::Attend)?,
         }))
     }
@@ -63,10 +64,7 @@ impl Kernels {
         match id {
             KernelId::AppendKv => &self.append_kv,
             KernelId::SummarizeKv => &self.summarize_kv,
-            KernelId::QuerySums => &self.query_sums,
-            KernelId::ValueBias => &self.value_bias,
-            KernelId::Scores => &self.scores,
-            KernelId::Topk => &self.topk,
+            KernelId::Select => &self.select,
             KernelId::Attend => &self.attend,
         }
     }

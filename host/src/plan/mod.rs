@@ -161,15 +161,6 @@ impl Plan {
         }))
     }
 
-    /// The scores `[hq, total_qb, score_stride]` that the last selection left in the workspace; `None` for a plan that does
-    /// not score. Columns that a row cannot see are unspecified. Waits for the stream.
-    ///
-    /// # Errors
-    /// As [`Self::download_lists`].
-    pub fn download_scores(&self, stream: &Arc<CudaStream>, workspace: &Workspace) -> Result<Option<Vec<f32>>> {
-        self.layout.select.map(|select| fetch(stream, workspace, select.scores)).transpose()
-    }
-
     /// What the last `summarize_kv` left in the workspace. Key sums and run norms are empty for a plan that does not
     /// select. Waits for the stream.
     ///

@@ -1,4 +1,6 @@
 //! Stage rings between the producer and the consumers, and the work they share.
 
 pub mod ring;
+pub mod scores;
+pub mod stages;
 pub mod work;

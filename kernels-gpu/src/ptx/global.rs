@@ -87,3 +87,14 @@ pub unsafe fn st_u16(ptr: u64, value: u16) {
     // SAFETY: the caller's obligation.
     unsafe { asm!("st.global.u16 [{}], {};", in(reg64) ptr, in(reg16) value) };
 }
+
+/// Where `on` is not 0, fetches the line at `ptr` into L2. PTX: `@p prefetch.global.L2 [a]`. Called by a thread, or by a warp with
+/// some lanes `on`.
+///
+/// # Safety
+/// - `ptr` is a device address of memory that stays allocated, for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn prefetch_if(ptr: u64, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; @p prefetch.global.L2 [{0}]; }}", in(reg64) ptr, in(reg32) on) };
+}

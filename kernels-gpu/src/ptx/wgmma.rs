@@ -42,7 +42,7 @@ pub unsafe fn wait<const N: u32>() {
     unsafe { asm!("wgmma.wait_group.sync.aligned {};", const N) };
 }
 
-/// Accumulator registers of one thread: `[f32; 64]` for N = 128, `[f32; 68]` for N = 136.
+/// Accumulator registers of one thread: `[f32; 16]` for N = 32, `[f32; 64]` for N = 128, `[f32; 68]` for N = 136.
 pub trait Accumulator {
     /// See [`keep`].
     fn keep(&mut self);
@@ -55,9 +55,12 @@ pub fn keep<A: Accumulator>(acc: &mut A) {
     acc.keep();
 }
 
-/// Hands the indices of a 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
+/// Hands the indices of a 16-, 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
 /// `then! { (args) 1 2 .. 63 }`. Index 0 is left to the other macro, which often wants no comma before it.
 macro_rules! with_indices {
+    (16, $then:ident $args:tt) => {
+        $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 }
+    };
     (64, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
         32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 }
@@ -88,6 +91,7 @@ macro_rules! keep_impl {
         }
     };
 }
+with_indices!(16, keep_impl(16));
 with_indices!(64, keep_impl(64));
 with_indices!(68, keep_impl(68));
 
@@ -176,6 +180,22 @@ with_indices!(
         bf16_m64n128k16_ss,
         64,
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
+        "1, 1, 0, 0"
+    )
+);
+with_indices!(
+    16,
+    product_ss(
+        /// D (64 x 32, f32) = A (64 x 16, bf16, shared) * B^T (32 x 16, bf16, shared) + D where `scale_d` is not 0.
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 d, a-desc, b-desc, p, 1, 1, 0, 0` (both K-major).
+        /// Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_ss`].
+        bf16_m64n32k16_ss,
+        16,
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16",
         "1, 1, 0, 0"
     )
 );

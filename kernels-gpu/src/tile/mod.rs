@@ -5,6 +5,7 @@ pub mod mma;
 pub mod pages;
 pub mod reduce;
 pub mod softmax;
+pub mod strip;
 pub mod sums;
 pub mod topk;
 #[macro_use]

@@ -9,7 +9,7 @@
 
 use crate::layout::pages::clamped;
 use crate::layout::select::{Row, Rule, Search, Threshold, score_key};
-use crate::ptx::{SmemAddr, global, smem, warp};
+use crate::ptx::{SmemAddr, global, math, smem, warp};
 use crate::unroll;
 
 /// Candidates whose keys one warp holds: 32 a lane.
@@ -108,7 +108,9 @@ unsafe fn select_short<S: Scores>(scores: S, row: Row, rule: Rule, list: List, l
     unsafe {
         unroll!(A < 4 {
             if 256 * (A as i32) < row.count {
-                unroll!(B < 8 { keys[8 * A + B] = ranked_key(scores, row, rule, (256 * A + 32 * B) as i32 + lane as i32); });
+                // Here: LLVM would keep all of these indices in registers from row to row.
+                let lane = math::here(lane as i32);
+                unroll!(B < 8 { keys[8 * A + B] = ranked_key(scores, row, rule, (256 * A + 32 * B) as i32 + lane); });
             }
         });
         let threshold = threshold_short(&keys, row.count, rule);
@@ -205,7 +207,9 @@ struct Walk {
     row: Row,
     threshold: Threshold,
     list: List,
-    lane: u32,
+    lane: i32,
+    /// The lanes below.
+    before: u32,
     ties: u32,
     kept: u32,
 }
@@ -213,7 +217,7 @@ struct Walk {
 impl Walk {
     #[inline(always)]
     fn new(row: Row, threshold: Threshold, list: List, lane: u32) -> Self {
-        Self { row, threshold, list, lane, ties: 0, kept: 0 }
+        Self { row, threshold, list, lane: lane as i32, before: (1 << lane) - 1, ties: 0, kept: 0 }
     }
 
     /// Places `base .. base + 32`; `key` is the lane's own.
@@ -222,17 +226,16 @@ impl Walk {
     /// A whole warp, converged; the list has room for its capacity.
     #[inline(always)]
     unsafe fn step(&mut self, base: i32, key: u32) {
-        let j = base + self.lane as i32;
+        let j = base + math::here(self.lane);
         let candidate = j < self.row.count;
         let ranked = candidate & self.row.ranks(j);
-        let before = (1u32 << self.lane) - 1;
         // SAFETY: forwarded.
         unsafe {
             let ties = warp::ballot((ranked & (key == self.threshold.key)) as u32);
-            let rank = self.ties + (ties & before).count_ones();
+            let rank = self.ties + (ties & self.before).count_ones();
             let stays = (candidate & self.row.is_guard(j)) | (ranked & self.threshold.keeps(key, rank));
             let kept = warp::ballot(stays as u32);
-            let at = self.kept + (kept & before).count_ones();
+            let at = self.kept + (kept & self.before).count_ones();
             global::st_u32_if(self.list.at + at as u64 * 4, j as u32, (stays & (at < self.list.capacity)) as u32);
             self.ties += ties.count_ones();
             self.kept += kept.count_ones();

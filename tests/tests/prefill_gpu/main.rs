@@ -104,7 +104,7 @@ impl<'a> Case<'a> {
             out: buffer::download(stream, &out, rows * 128).expect("out"),
             lse: buffer::download(stream, &lse, rows).expect("lse"),
             lists,
-            scores: plan.download_scores(stream, &workspace).expect("scores").unwrap_or_default(),
+            scores: plan.scores(stream, &inputs.tensors(), &mut workspace).expect("scores").unwrap_or_default(),
             score_stride: plan.score_stride(),
         }
     }

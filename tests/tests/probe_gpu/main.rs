@@ -7,6 +7,7 @@ mod copy;
 mod math;
 mod model;
 mod rates;
+mod select;
 mod sync;
 mod wgmma;
 

@@ -160,11 +160,12 @@ impl Engine for CudaEngine<'_> {
                 };
                 Output::Attention { out: buffer::download(stream, &self.out, self.problem.q.len())?, lists }
             }
-            Stage::Select => Output::Selection {
-                scores: self.plan.download_scores(stream, &self.workspace)?.unwrap_or_default(),
-                score_stride: self.plan.score_stride(),
-                lists: lists()?,
-            },
+            Stage::Select => {
+                // The lists first: they are those of the last launch, which kept its scores to itself.
+                let lists = lists()?;
+                let scores = self.plan.scores(stream, &self.tensors.prefill(), &mut self.workspace)?.unwrap_or_default();
+                Output::Selection { scores, score_stride: self.plan.score_stride(), lists }
+            }
             Stage::SummarizeKv => Output::Summaries(self.plan.download_summaries(stream, &self.workspace)?),
             Stage::AppendKv => {
                 let len = self.problem.paged.k_pages.len();
