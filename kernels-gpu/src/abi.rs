@@ -18,7 +18,8 @@ pub struct Request {
     pub qb_start: i32,
     /// Number of its query blocks: `ceil(kv_len/128) - (kv_len - q_len)/128`, or 0 when `q_len` is 0.
     pub qb_len: i32,
-    /// Index of its first key block among all key blocks (key sums, run norms and V tiles are indexed so).
+    /// Index of its first key block among all key blocks (key sums, run norms and V tiles are indexed so). A request has room for
+    /// the blocks of its whole prompt.
     pub kb_start: i32,
     /// Number of its key blocks: `ceil(kv_len/128)`.
     pub kb_len: i32,
@@ -103,7 +104,8 @@ pub struct AppendKvParams {
     pub hkv: i32,
 }
 
-/// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of every key block. Grid (total_kb, hkv), 128 threads.
+/// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of key blocks: all of them, or those with new tokens, which
+/// are the query blocks. Grid (blocks, hkv), 128 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SummarizeKvParams {
@@ -115,8 +117,8 @@ pub struct SummarizeKvParams {
     pub page_table: u64,
     /// [`Request`] `[batch]`.
     pub requests: u64,
-    /// [`KeyBlock`] `[total_kb]`.
-    pub key_blocks: u64,
+    /// The blocks: [`KeyBlock`] `[total_kb]`, or [`QueryBlock`] `[total_qb]`, which begins with the same two numbers.
+    pub blocks: u64,
     /// f32 `[1]` or `[hkv]`.
     pub k_scale: u64,
     /// f32 `[1]` or `[hkv]`.
@@ -145,8 +147,8 @@ pub struct SummarizeKvParams {
     pub total_kb: i32,
     /// KV heads.
     pub hkv: i32,
-    /// Zero.
-    pub reserved: i32,
+    /// Bytes from one entry of `blocks` to the next.
+    pub block_stride: i32,
 }
 
 /// `select_stem` (parameter 0; parameter 1 is the tensor map of the key sums): from queries and summaries to block lists.

@@ -84,6 +84,7 @@ fn summaries_match(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] case: usize, #[values(fa
         k_sums: Some(bench.span(&k_sums, hkv * total_kb * SUM_LEN)),
         run_norms: Some(bench.span(&run_norms, hkv * total_kb * RUNS)),
         v_tiles: bench.span(&v_tiles, total_kb * hkv * TILE_BYTES),
+        blocks: ops::Blocks::All,
     };
     ops::summarize_kv(&bench.at(), &args).expect("launch");
     let tiles: Vec<u8> = want.v_tiles.iter().map(|x| x.to_bits()).collect();

@@ -18,7 +18,7 @@ pub use kernels::Kernels;
 pub(crate) use select::check_grid as check_select_grid;
 pub use select::{Lists, ScoreSpace, Select, scratch_len, select};
 pub use span::{Heads, PageDesc, Paged, Scales, Span};
-pub use summarize_kv::{SummarizeKv, summarize_kv};
+pub use summarize_kv::{Blocks, SummarizeKv, summarize_kv};
 pub use tables::DeviceGeometry;
 
 use crate::driver::CudaStream;

@@ -66,7 +66,7 @@ use crate::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
-use crate::ops::{DeviceGeometry, Heads, Kernels, PageDesc};
+use crate::ops::{Blocks, DeviceGeometry, Heads, Kernels, PageDesc};
 use crate::reference::KvSummaries;
 use desc::Checked;
 use std::sync::Arc;
@@ -85,6 +85,7 @@ pub struct Plan {
     selection: PlanSelection,
     softmax_scale: f32,
     layout: Layout,
+    blocks: Blocks,
 }
 
 impl Plan {
@@ -103,7 +104,16 @@ impl Plan {
             selection: desc.selection,
             softmax_scale: desc.softmax_scale,
             layout,
+            blocks: Blocks::All,
         })
+    }
+
+    /// For the later chunks of prompts: `on` promises that the workspace of every run holds what runs of the chunks before left
+    /// there, by plans of the same heads and selection for the same prompts (in number, order and `prompt_lens`). Then only
+    /// blocks with new tokens are summarised, and a chunk pays for no history. Off, as in a new plan, all blocks are.
+    #[must_use]
+    pub fn continuing(self, on: bool) -> Self {
+        Self { blocks: if on { Blocks::New } else { Blocks::All }, ..self }
     }
 
     /// How the batch is cut into blocks.

@@ -42,7 +42,8 @@ impl Plan {
         self.stage_attend(&at, tensors, &placed, outputs)
     }
 
-    /// First stage: key sums and run norms, where the plan selects, and V tiles, into the workspace.
+    /// First stage: key sums and run norms, where the plan selects, and V tiles, into the workspace: of all blocks, or of the
+    /// new ones ([`Plan::continuing`]).
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -124,6 +125,7 @@ impl Plan {
                 k_sums: select.map(|s| placed.at(s.k_sums)),
                 run_norms: select.map(|s| placed.at(s.run_norms)),
                 v_tiles: placed.at(self.layout.v_tiles),
+                blocks: self.blocks,
             },
         )
     }

@@ -3,6 +3,7 @@
 //! Buffers are filled with 0xFF before a run, so that what a kernel forgets to write is NaN or -1 and fails.
 
 mod capture;
+mod chunks;
 mod graph;
 mod lists;
 mod pipeline;

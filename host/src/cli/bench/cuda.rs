@@ -104,9 +104,12 @@ impl<'a> CudaEngine<'a> {
             new_rows,
         };
         let mut workspace = Workspace::new(stream, plan.workspace_bytes())?;
-        if matches!(stage, Stage::Select | Stage::Attend) {
+        // A chunk finds the summaries of its history in the workspace.
+        let continues = problem.shape.history() > 0;
+        if continues || matches!(stage, Stage::Select | Stage::Attend) {
             plan.summarize_kv(stream, &tensors.prefill(), &mut workspace)?;
         }
+        let plan = plan.continuing(continues);
         let out = buffer::zeroed(stream, problem.q.len())?;
         Ok(Self { backend, stage, problem, lists, plan, tensors, workspace, out })
     }
