@@ -43,7 +43,7 @@ pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _k_sums: TensorMa
 /// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
-    let shared = Shared::new();
+    let shared = Shared::of_block();
     let thread = special::tid_x();
     let blocks = cluster::blocks();
     // SAFETY: one thread initialises before all threads of the cluster meet; roles split on whole warps; a block ends only when

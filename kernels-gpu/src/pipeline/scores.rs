@@ -26,7 +26,7 @@ pub struct Shared {
 impl Shared {
     /// The block's.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub fn of_block() -> Self {
         let base = smem::base();
         Self { base, keys: Stages(base.offset(map::RING_BARRIERS)), sums: Stages(base.offset(map::SUM_BARRIERS)) }
     }

@@ -62,7 +62,7 @@ impl Moments {
     /// # Safety
     /// A whole warp, converged.
     #[inline(always)]
-    unsafe fn from_lane(self, mask: u32) -> Self {
+    unsafe fn exchanged(self, mask: u32) -> Self {
         // SAFETY: forwarded.
         let exchanged = |x: f64| unsafe {
             let (low, high) = halves(x);
@@ -79,7 +79,7 @@ impl Moments {
     unsafe fn of_lanes(self) -> Self {
         let mut all = self;
         // SAFETY: forwarded.
-        unroll!(B in [16 8 4 2 1] { all = all.merged(unsafe { all.from_lane(B as u32) }); });
+        unroll!(B in [16 8 4 2 1] { all = all.merged(unsafe { all.exchanged(B as u32) }); });
         all
     }
 
