@@ -14,14 +14,14 @@ use crate::config::select::{
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
-use crate::layout::select::Row;
+use crate::layout::select::{Row, sum_offset};
 use crate::pipeline::scores::{Consumer, Shared};
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
 use crate::ptx::{barrier, cluster, fence, global, mbarrier, pdl, regs, smem, special, warp};
 use crate::tile::reduce::ValueTerm;
 use crate::tile::strip::{Span, Strip, Strips, wants_scores};
-use crate::tile::sums::{GroupCodes, NO_TOKEN, Queries, operand_place};
+use crate::tile::sums::{GroupCodes, NO_TOKEN, Queries};
 use crate::tile::topk::{DeviceScores, List, select_row};
 use crate::unroll;
 
@@ -161,7 +161,7 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, thread: u32) {
                     queries.prefetch(low + next, chunk);
                     queries.prefetch(high + next, chunk);
                     shared.sums.wait_empty(at);
-                    let to = operand_place(shared.group(at), r, chunk);
+                    let to = shared.group(at).offset(sum_offset(r, chunk));
                     if twice {
                         codes.sum(&queries, low + group, high + group, to);
                         codes.sum(&queries, high + group, low + next, to.offset(16 * 128));

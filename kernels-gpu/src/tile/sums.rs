@@ -4,10 +4,8 @@
 //! same bits. A token that does not exist takes part as zero, which leaves the sum's bits alone.
 
 use crate::abi::{Request, SelectParams};
-use crate::config::select::SUM_BYTES;
 use crate::config::{GROUPS, HEAD_DIM};
 use crate::layout::pages::clamped;
-use crate::layout::swizzle_128;
 use crate::ptx::{SmemAddr, cvt, global, math, smem};
 use crate::unroll;
 
@@ -131,7 +129,7 @@ impl GroupCodes {
         this
     }
 
-    /// Stores the sum of what was loaded for `group` at [`operand_place`] `to`; loads those of `next` in its place, each token as
+    /// Stores the sum of what was loaded for `group` at `to` ([`crate::layout::select::sum_offset`]); loads those of `next` in its place, each token as
     /// soon as its registers are free, so that all of them are in flight most of the time.
     ///
     /// # Safety
@@ -171,15 +169,6 @@ impl GroupCodes {
 #[inline(always)]
 fn pin(sum: &mut [f32; 8]) {
     unroll!(I < 8 { math::pin(&mut sum[I]); });
-}
-
-/// Where the sum of row `row` (0..16), dimensions `16 * chunk ..`, goes in the operand at `group`: two steps of 64 dimensions,
-/// rows of 128 bytes, 128-byte swizzle. The upper eight dimensions lie at the address with bit 4 flipped, row 16 further on
-/// 2,048 bytes higher.
-#[inline(always)]
-pub fn operand_place(group: SmemAddr, row: u32, chunk: u32) -> SmemAddr {
-    let at = swizzle_128((row * 128 + chunk % 4 * 32) as usize) as u32;
-    group.offset(chunk / 4 * SUM_BYTES + at)
 }
 
 /// Sum of the squares of 16 e4m3 codes.
