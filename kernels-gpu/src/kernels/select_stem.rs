@@ -228,7 +228,7 @@ unsafe fn release_scores(shared: Shared, consumer: Consumer) {
     unsafe {
         fence::proxy_async_shared();
         warp::sync();
-        cluster::arrive_if(shared.done(), lane, (lane < consumer.blocks) as u32);
+        cluster::release_if(shared.done(), lane, (lane < consumer.blocks) as u32);
     }
 }
 

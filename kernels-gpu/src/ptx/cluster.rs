@@ -35,8 +35,10 @@ pub unsafe fn sync() {
     unsafe { asm!("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;") };
 }
 
-/// Where `on` is not 0, arrives once (release) at the barrier that lies at `bar` in block `rank` of the cluster.
-/// PTX: `mapa.shared::cluster.u32 r, bar, rank; @p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r]`.
+/// Where `on` is not 0, arrives once at the barrier that lies at `bar` in block `rank` of the cluster, after the thread's earlier
+/// accesses as far as its own block is concerned: enough where what the barrier guards is read by asynchronous products, whose
+/// wait has run, and written by copies.
+/// PTX: `mapa.shared::cluster.u32 r, bar, rank; @p mbarrier.arrive.shared::cluster.b64 _, [r]`.
 /// Called by a thread, or by a warp with some lanes `on`.
 ///
 /// # Safety
@@ -44,6 +46,25 @@ pub unsafe fn sync() {
 /// - `bar` is an initialised barrier there, whose current phase still expects this arrival, for the lanes that are `on`.
 #[inline(always)]
 pub unsafe fn arrive_if(bar: SmemAddr, rank: u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; .reg .b32 r; setp.ne.u32 p, {on}, 0; mapa.shared::cluster.u32 r, {bar}, {rank}; @p mbarrier.arrive.shared::cluster.b64 _, [r]; }}",
+            bar = in(reg32) bar.0,
+            rank = in(reg32) rank,
+            on = in(reg32) on,
+        );
+    }
+}
+
+/// As [`arrive_if`], after the thread's earlier accesses for the whole cluster. It costs a memory barrier of the whole GPU: not
+/// for inner loops.
+/// PTX: `mapa.shared::cluster.u32 r, bar, rank; @p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r]`.
+///
+/// # Safety
+/// As [`arrive_if`].
+#[inline(always)]
+pub unsafe fn release_if(bar: SmemAddr, rank: u32, on: u32) {
     // SAFETY: the caller's obligation.
     unsafe {
         asm!(
