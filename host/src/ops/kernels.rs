@@ -12,12 +12,9 @@ pub struct Kernels {
     pub(super) append_kv: Kernel,
     pub(super) summarize_kv: Kernel,
     pub(super) summarize_kv_token_scales: Kernel,
-    pub(super) query_sums: Kernel,
-    pub(super) value_bias: Kernel,
-    pub(super) scores: Kernel,
-    pub(super) topk: Kernel,
     pub(super) lists_from_mask: Kernel,
     pub(super) lists_from_csr: Kernel,
+    pub(super) select: Kernel,
     pub(super) attend: Kernel,
     pub(super) attend_token_scales: Kernel,
 }
@@ -26,6 +23,13 @@ impl Kernels {
     /// Multiprocessors of the GPU they are loaded on: the size of a persistent grid.
     pub(super) fn sm_count(&self) -> usize {
         self.device.info().sm_count as usize
+    }
+
+    /// Whether a launch may overlap the one before it. Drivers before CUDA 12.3 cannot capture such launches in a graph.
+    pub(super) fn overlaps(&self) -> bool {
+        let version = self.device.info().cuda_version.split_once('.');
+        let number = |text: &str| text.parse::<u32>().unwrap_or(0);
+        version.is_some_and(|(major, minor)| (number(major), number(minor)) >= (12, 3))
     }
 
     /// Compiles and loads them. Takes seconds the first time on a machine; the driver caches the result.
@@ -51,12 +55,9 @@ impl Kernels {
             append_kv: kernel(KernelId::AppendKv)?,
             summarize_kv: kernel(KernelId::SummarizeKv)?,
             summarize_kv_token_scales: kernel(KernelId::SummarizeKvTokenScales)?,
-            query_sums: kernel(KernelId::QuerySums)?,
-            value_bias: kernel(KernelId::ValueBias)?,
-            scores: kernel(KernelId::Scores)?,
-            topk: kernel(KernelId::Topk)?,
             lists_from_mask: kernel(KernelId::ListsFromMask)?,
             lists_from_csr: kernel(KernelId::ListsFromCsr)?,
+            select: kernel(KernelId::Select)?,
             attend: kernel(KernelId::Attend)?,
             attend_token_scales: kernel(KernelId::AttendTokenScales)?,
         }))
@@ -73,12 +74,9 @@ impl Kernels {
             KernelId::AppendKv => &self.append_kv,
             KernelId::SummarizeKv => &self.summarize_kv,
             KernelId::SummarizeKvTokenScales => &self.summarize_kv_token_scales,
-            KernelId::QuerySums => &self.query_sums,
-            KernelId::ValueBias => &self.value_bias,
-            KernelId::Scores => &self.scores,
-            KernelId::Topk => &self.topk,
             KernelId::ListsFromMask => &self.lists_from_mask,
             KernelId::ListsFromCsr => &self.lists_from_csr,
+            KernelId::Select => &self.select,
             KernelId::Attend => &self.attend,
             KernelId::AttendTokenScales => &self.attend_token_scales,
         }

@@ -17,9 +17,10 @@ pub use append_kv::{AppendKv, append_kv};
 pub use attend::{Attend, attend};
 pub use kernels::Kernels;
 pub use lists::{CsrLists, Indptr, MaskLists, lists_from_csr, lists_from_mask};
-pub use select::{Lists, QuerySums, Scores, Topk, ValueBias, query_sums, scores, topk, value_bias};
+pub(crate) use select::check_grid as check_select_grid;
+pub use select::{Lists, ScoreSpace, Select, scratch_len, select};
 pub use span::{Heads, PageDesc, Paged, RowStrides, Scales, Span};
-pub use summarize_kv::{SummarizeKv, summarize_kv};
+pub use summarize_kv::{Blocks, SummarizeKv, summarize_kv};
 pub use tables::DeviceGeometry;
 
 use crate::driver::CudaStream;

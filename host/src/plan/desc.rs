@@ -5,9 +5,8 @@ use crate::config::StemConfig;
 use crate::driver::Launch;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ops::{Heads, PageDesc};
+use crate::ops::{Heads, PageDesc, check_select_grid};
 use stem_attn_kernels::config::HEAD_DIM;
-use stem_attn_kernels::config::select::scores::TILE;
 
 /// Where the blocks that attention visits come from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,16 +104,12 @@ impl PlanDesc<'_> {
 
 /// Checks every grid that the stages will launch.
 fn check_grids(geometry: &Geometry, heads: Heads) -> Result<()> {
-    let tile = TILE as usize;
-    let batch = geometry.requests.len();
     for (kernel, grid) in [
         ("summarize_kv", Launch::grid(geometry.total_kb(), heads.hkv, 1)),
-        ("append_kv and query sums", Launch::grid(geometry.total_qb(), heads.hq, 1)),
-        ("value bias", Launch::grid(batch, heads.hkv, 1)),
-        ("scores", Launch::grid(geometry.max_kb.div_ceil(tile), geometry.max_qb.div_ceil(tile), batch.saturating_mul(heads.hq))),
+        ("append_kv", Launch::grid(geometry.total_qb(), heads.hkv, 1)),
         ("attend's query blocks and heads", Launch::grid(geometry.total_qb().saturating_mul(heads.hq), 1, 1)),
     ] {
         grid.validate(kernel)?;
     }
-    Ok(())
+    check_select_grid(geometry, heads.hq)
 }

@@ -4,7 +4,7 @@ use super::PlanSelection;
 use crate::driver::{CudaSlice, CudaStream, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ops::{Heads, Lists, Span};
+use crate::ops::{self, Heads, Lists, Span};
 use half::bf16;
 use std::sync::Arc;
 use stem_attn_kernels::config::{RUNS, SUM_LEN, TILE_BYTES};
@@ -28,12 +28,8 @@ pub(super) struct SelectRegions {
     pub k_sums: Region,
     /// f32 `[hkv, total_kb, 8]`.
     pub run_norms: Region,
-    /// f32 `[hkv, total_kb]`.
-    pub v_bias: Region,
-    /// bf16 `[hq, total_qb, 16, 128]`.
-    pub q_sums: Region,
-    /// f32 `[hq, total_qb, score_stride]`.
-    pub scores: Region,
+    /// f32: scores of requests too long for shared memory, while they are in work; empty where there is none.
+    pub scratch: Region,
     /// i32 `[hq, total_qb, list_stride]`.
     pub lists: Region,
     /// i32 `[hq, total_qb]`.
@@ -68,9 +64,7 @@ impl Layout {
                 Some(SelectRegions {
                     k_sums: region("k_sums", &[heads.hkv, total_kb, SUM_LEN], size_of::<bf16>())?,
                     run_norms: region("run_norms", &[heads.hkv, total_kb, RUNS], size_of::<f32>())?,
-                    v_bias: region("v_bias", &[heads.hkv, total_kb], size_of::<f32>())?,
-                    q_sums: region("q_sums", &[heads.hq, total_qb, SUM_LEN], size_of::<bf16>())?,
-                    scores: region("scores", &[heads.hq, total_qb, score_stride], size_of::<f32>())?,
+                    scratch: region("score scratch", &[ops::scratch_len(geometry)?], size_of::<f32>())?,
                     lists: region("lists", &[heads.hq, total_qb, list_stride], size_of::<i32>())?,
                     counts: region("counts", &[heads.hq, total_qb], size_of::<i32>())?,
                     score_stride,
@@ -172,12 +166,12 @@ mod tests {
         let stem = PlanSelection::Stem(StemConfig::preset(Preset::Hpc));
         let layout = Layout::new(&geometry(1000), heads, &stem).expect("a layout");
         let s = layout.select.expect("a selecting plan");
-        let regions = [layout.v_tiles, s.k_sums, s.run_norms, s.v_bias, s.q_sums, s.scores, s.lists, s.counts];
+        let regions = [layout.v_tiles, s.k_sums, s.run_norms, s.scratch, s.lists, s.counts];
         for pair in regions.windows(2) {
             assert!(pair[0].offset + pair[0].bytes <= pair[1].offset && pair[1].offset % ALIGN == 0, "{pair:?}");
         }
         assert!(s.counts.offset + s.counts.bytes <= layout.bytes());
-        assert_eq!(s.scores.bytes, 6 * 8 * 8 * 4);
+        assert_eq!((s.scratch.bytes, s.lists.bytes), (0, 6 * 8 * 8 * 4));
         assert_eq!(layout.v_tiles.bytes, 8 * 3 * 16_384);
     }
 

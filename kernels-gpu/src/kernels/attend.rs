@@ -272,7 +272,18 @@ unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, keys: S, wg: u
                 let mut softmax = OnlineSoftmax::new(softmax_scale);
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(shared, keys, q_rows(shared.q_tile(at), wg), stage, count, thread, p.reserved as u32, limit, &mut output, &mut softmax);
+                walk(
+                    shared,
+                    keys,
+                    q_rows(shared.q_tile(at), wg),
+                    stage,
+                    count,
+                    thread,
+                    p.reserved as u32,
+                    limit,
+                    &mut output,
+                    &mut softmax,
+                );
                 bias = softmax.bias();
                 stage += count + 1;
             }

@@ -11,6 +11,7 @@
 //!   instruction is a predicate inside the assembly (the `_if` forms, whose `on` is 0 or not), never a Rust branch.
 
 pub mod barrier;
+pub mod cluster;
 pub mod cp_async;
 pub mod cvt;
 pub mod fence;

@@ -8,6 +8,7 @@ pub mod pages;
 pub mod reduce;
 pub mod shrink;
 pub mod softmax;
+pub mod strip;
 pub mod sums;
 pub mod topk;
 #[macro_use]

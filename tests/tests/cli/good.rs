@@ -93,7 +93,7 @@ fn errors_shown_are_those_of_fp8() {
 #[test]
 fn info_succeeds_everywhere() {
     let text = succeed(&run(&["info"]));
-    for word in ["gpu", "PTX", "sm_90a", "rustc", "attend_fp8_d128", "select_topk"] {
+    for word in ["gpu", "PTX", "sm_90a", "rustc", "attend_fp8_d128", "select_stem"] {
         assert!(text.contains(word), "{word} in {text}");
     }
 }

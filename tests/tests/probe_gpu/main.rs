@@ -8,6 +8,7 @@ mod cp_async;
 mod math;
 mod model;
 mod rates;
+mod select;
 mod sync;
 mod wgmma;
 

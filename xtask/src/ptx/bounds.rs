@@ -21,10 +21,7 @@ const fn one(prefix: &'static str, threads: u32) -> Bounds {
 pub const TABLE: &[Bounds] = &[
     one("append_kv_", 128),
     one("summarize_kv_", 128),
-    one("select_query_sums", 128),
-    one("select_value_bias", 256),
-    one("select_scores", 128), // one warpgroup issues the TMA loads and the wgmmas
-    one("select_topk", 256),
+    one("select_", 768), // four consumer warpgroups, one that sums queries, one that copies key sums
     one("lists_", 256),
     one("attend_", 384), // one producer and two consumer warpgroups
     one("probe_", 128),

@@ -105,9 +105,12 @@ impl<'a> CudaEngine<'a> {
             new_rows,
         };
         let mut workspace = Workspace::new(stream, plan.workspace_bytes())?;
-        if matches!(stage, Stage::Select | Stage::Attend) {
+        // A chunk finds the summaries of its history in the workspace.
+        let continues = problem.shape.history() > 0;
+        if continues || matches!(stage, Stage::Select | Stage::Attend) {
             plan.summarize_kv(stream, &tensors.prefill(), &mut workspace)?;
         }
+        let plan = plan.continuing(continues);
         let out = buffer::zeroed(stream, problem.q.len())?;
         Ok(Self { backend, stage, problem, lists, plan, tensors, workspace, out })
     }
@@ -162,11 +165,12 @@ impl Engine for CudaEngine<'_> {
                 };
                 Output::Attention { out: buffer::download(stream, &self.out, self.problem.q.len())?, lists }
             }
-            Stage::Select => Output::Selection {
-                scores: self.plan.download_scores(stream, &self.workspace)?.unwrap_or_default(),
-                score_stride: self.plan.score_stride(),
-                lists: lists()?,
-            },
+            Stage::Select => {
+                // The lists first: they are those of the last launch, which kept its scores to itself.
+                let lists = lists()?;
+                let scores = self.plan.scores(stream, &self.tensors.prefill(), &mut self.workspace)?.unwrap_or_default();
+                Output::Selection { scores, score_stride: self.plan.score_stride(), lists }
+            }
             Stage::SummarizeKv => Output::Summaries(self.plan.download_summaries(stream, &self.workspace)?),
             Stage::AppendKv => {
                 let len = self.problem.paged.k_pages.len();
