@@ -150,3 +150,13 @@ pub mod select {
         const _: () = assert!(WARPS == 8, "the counts of the warps are read as two vectors of four");
     }
 }
+
+/// `select_probe`: block scores from pooled queries and keys, budgets, top-k and lists in one kernel.
+pub mod probe_sel {
+    /// Key blocks of one tile, the N of its product: 16 blocks of 16 sub-blocks of 8 keys.
+    pub const TILE_BLOCKS: usize = 16;
+    /// Query groups whose scores one warp owns: the 16 rows of a wgmma accumulator that a warp holds.
+    pub const PART_GROUPS: usize = 16;
+    /// Least scale of a query group: keeps a group of zeros away from 0 / 0 and minus infinity times 0.
+    pub const LEAST_SCALE: f32 = 1e-20;
+}

@@ -2,4 +2,5 @@
 
 pub mod batch;
 pub mod gpu;
+pub mod retrieval;
 pub mod stages;
