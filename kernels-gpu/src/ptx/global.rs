@@ -15,6 +15,19 @@ pub unsafe fn ld_nc_u32(ptr: u64) -> u32 {
     value
 }
 
+/// Loads 32 bits. PTX: `ld.global.u32 d, [a]`. Called by any thread.
+///
+/// # Safety
+/// - `ptr` is a device address, 4-byte aligned, of memory that stays allocated.
+/// - A barrier orders the load after whoever wrote the bytes while the kernel runs.
+#[inline(always)]
+pub unsafe fn ld_u32(ptr: u64) -> u32 {
+    let value: u32;
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("ld.global.u32 {}, [{}];", out(reg32) value, in(reg64) ptr) };
+    value
+}
+
 /// Loads 128 bits through the read-only path. PTX: `ld.global.nc.v4.u32 {d0, d1, d2, d3}, [a]`. Called by any thread.
 ///
 /// # Safety
