@@ -16,13 +16,15 @@ pub enum PtxModule {
     SummarizeKv,
     /// Query sums, value term, scores, top-k.
     Select,
+    /// Key means, and the probe selector.
+    SelectProbe,
     /// Attention.
     Attend,
 }
 
 impl PtxModule {
     /// Every module.
-    pub const ALL: [Self; 4] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Attend];
+    pub const ALL: [Self; 5] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::SelectProbe, Self::Attend];
 
     /// File name without its extension.
     pub const fn name(self) -> &'static str {
@@ -30,6 +32,7 @@ impl PtxModule {
             Self::AppendKv => "append_kv",
             Self::SummarizeKv => "summarize_kv",
             Self::Select => "select",
+            Self::SelectProbe => "select_probe",
             Self::Attend => "attend",
         }
     }
@@ -40,6 +43,7 @@ impl PtxModule {
             Self::AppendKv => include_str!("../ptx/append_kv.ptx"),
             Self::SummarizeKv => include_str!("../ptx/summarize_kv.ptx"),
             Self::Select => include_str!("../ptx/select.ptx"),
+            Self::SelectProbe => include_str!("../ptx/select_probe.ptx"),
             Self::Attend => include_str!("../ptx/attend.ptx"),
         }
     }
@@ -60,14 +64,27 @@ pub enum KernelId {
     Scores,
     /// Lists of every query block.
     Topk,
+    /// e4m3 means of every eight keys.
+    ProbeMeans,
+    /// Scores from pooled queries and keys, and their lists.
+    Probe,
     /// Block-sparse and dense attention.
     Attend,
 }
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 7] =
-        [Self::AppendKv, Self::SummarizeKv, Self::QuerySums, Self::ValueBias, Self::Scores, Self::Topk, Self::Attend];
+    pub const ALL: [Self; 9] = [
+        Self::AppendKv,
+        Self::SummarizeKv,
+        Self::QuerySums,
+        Self::ValueBias,
+        Self::Scores,
+        Self::Topk,
+        Self::ProbeMeans,
+        Self::Probe,
+        Self::Attend,
+    ];
 
     /// The module it is in.
     pub const fn module(self) -> PtxModule {
@@ -75,6 +92,7 @@ impl KernelId {
             Self::AppendKv => PtxModule::AppendKv,
             Self::SummarizeKv => PtxModule::SummarizeKv,
             Self::QuerySums | Self::ValueBias | Self::Scores | Self::Topk => PtxModule::Select,
+            Self::ProbeMeans | Self::Probe => PtxModule::SelectProbe,
             Self::Attend => PtxModule::Attend,
         }
     }
@@ -88,6 +106,8 @@ impl KernelId {
             Self::ValueBias => "select_value_bias",
             Self::Scores => "select_scores",
             Self::Topk => "select_topk",
+            Self::ProbeMeans => "select_probe_means",
+            Self::Probe => "select_probe_lists",
             Self::Attend => "attend_fp8_d128",
         }
     }
@@ -101,6 +121,8 @@ impl KernelId {
             Self::ValueBias => config::select::value_bias::THREADS,
             Self::Scores => config::select::scores::THREADS,
             Self::Topk => config::select::topk::THREADS,
+            Self::ProbeMeans => config::probe_sel::MEANS_THREADS,
+            Self::Probe => config::probe_sel::THREADS,
             Self::Attend => config::attend::THREADS,
         }
     }
@@ -114,6 +136,8 @@ impl KernelId {
             Self::ValueBias => config::select::value_bias::SMEM_BYTES,
             Self::Scores => config::select::scores::SMEM_BYTES,
             Self::Topk => config::select::topk::SMEM_BYTES,
+            Self::ProbeMeans => config::probe_sel::MEANS_SMEM_BYTES,
+            Self::Probe => config::probe_sel::smem::BYTES,
             Self::Attend => config::attend::smem::BYTES,
         }
     }
@@ -145,6 +169,8 @@ mod tests {
             (KernelId::ValueBias, vec![size_of::<abi::ValueBiasParams>()]),
             (KernelId::Scores, vec![size_of::<abi::ScoresParams>(), 128, 128]),
             (KernelId::Topk, vec![size_of::<abi::TopkParams>()]),
+            (KernelId::ProbeMeans, vec![size_of::<abi::ProbeMeansParams>()]),
+            (KernelId::Probe, vec![size_of::<abi::SelectProbeParams>()]),
             (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),
         ] {
             let text = kernel.module().text();

@@ -8,6 +8,8 @@ pub mod probe_math;
 pub mod probe_rate;
 pub mod probe_sync;
 pub mod probe_wgmma;
+pub mod select_probe;
+pub mod select_probe_means;
 pub mod select_query_sums;
 pub mod select_scores;
 pub mod select_topk;

@@ -33,6 +33,18 @@ pub fn fmax(a: f32, b: f32) -> f32 {
     pure32!(f32, "max.f32 {}, {}, {};", a, b)
 }
 
+/// The smaller of two values; a NaN loses against a number. PTX: `min.f32 d, a, b`. Called by any thread.
+#[inline(always)]
+pub fn fmin(a: f32, b: f32) -> f32 {
+    pure32!(f32, "min.f32 {}, {}, {};", a, b)
+}
+
+/// The larger of each half of packed f16; a NaN loses against a number. PTX: `max.f16x2 d, a, b`. Called by any thread.
+#[inline(always)]
+pub fn max_f16x2(a: u32, b: u32) -> u32 {
+    pure32!(u32, "max.f16x2 {}, {}, {};", a, b)
+}
+
 /// `a * b + c` with one rounding. PTX: `fma.rn.ftz.f32 d, a, b, c`. Called by any thread.
 #[inline(always)]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {

@@ -3,6 +3,7 @@
 pub mod epilogue;
 pub mod mma;
 pub mod pages;
+pub mod probe_sel;
 pub mod reduce;
 pub mod softmax;
 pub mod sums;

@@ -91,10 +91,12 @@ impl OnlineSoftmax {
     }
 }
 
+/// The largest of the four lanes of a quad.
+///
 /// # Safety
 /// Called by whole warps, converged.
 #[inline(always)]
-unsafe fn quad_max(x: f32) -> f32 {
+pub unsafe fn quad_max(x: f32) -> f32 {
     // SAFETY: forwarded from the caller.
     unsafe {
         let x = fmax(x, shfl_bfly_f32(x, 1));
@@ -102,10 +104,12 @@ unsafe fn quad_max(x: f32) -> f32 {
     }
 }
 
+/// The sum over the four lanes of a quad.
+///
 /// # Safety
 /// Called by whole warps, converged.
 #[inline(always)]
-unsafe fn quad_sum(x: f32) -> f32 {
+pub unsafe fn quad_sum(x: f32) -> f32 {
     // SAFETY: forwarded from the caller.
     unsafe {
         let x = x + shfl_bfly_f32(x, 1);

@@ -25,14 +25,16 @@ pub const TABLE: &[Bounds] = &[
     one("select_value_bias", 256),
     one("select_scores", 128), // one warpgroup issues the TMA loads and the wgmmas
     one("select_topk", 256),
-    one("attend_", 384), // one producer and two consumer warpgroups
+    one("select_probe_means", 128),
+    one("select_probe_lists", 640), // four consumer warpgroups and one producer warpgroup
+    one("attend_", 384),            // one producer and two consumer warpgroups
     one("probe_", 128),
     one("probe_rate_", 384),      // instructions of one or two warpgroups beside the products of the others
     one("probe_setmaxnreg", 384), // a change of budgets needs three warpgroups to change them between
 ];
 
 /// Generated files: entries whose name starts with the family's name and `_` go to `<family>.ptx`.
-pub const FAMILIES: &[&str] = &["append_kv", "summarize_kv", "select", "attend", "probe"];
+pub const FAMILIES: &[&str] = &["append_kv", "summarize_kv", "select_probe", "select", "attend", "probe"];
 
 /// The bounds of `entry`, if the table has them.
 pub fn of(entry: &str) -> Option<Bounds> {
