@@ -328,6 +328,8 @@ pub struct SelectProbeParams {
     pub keep_all_ties: i32,
     /// 0: one K scale for all heads; 1: one per head.
     pub k_scale_stride: i32,
+    /// Zero. (A parameter of 128 bytes would pass for a tensor map.)
+    pub reserved: [i32; 2],
 }
 
 /// `attend_fp8_d128` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K pages).
@@ -400,6 +402,6 @@ const _: () = {
     assert!(size_of::<ScoresParams>() == 56);
     assert!(size_of::<TopkParams>() == 72);
     assert!(size_of::<ProbeMeansParams>() == 80 && offset_of!(ProbeMeansParams, k_strides) == 40);
-    assert!(size_of::<SelectProbeParams>() == 128 && offset_of!(SelectProbeParams, softmax_scale_log2) == 72);
+    assert!(size_of::<SelectProbeParams>() == 136 && offset_of!(SelectProbeParams, softmax_scale_log2) == 72);
     assert!(size_of::<AttendParams>() == 136 && offset_of!(AttendParams, softmax_scale_log2) == 88);
 };

@@ -15,6 +15,8 @@ pub struct Kernels {
     pub(super) value_bias: Kernel,
     pub(super) scores: Kernel,
     pub(super) topk: Kernel,
+    pub(super) probe_means: Kernel,
+    pub(super) probe: Kernel,
     pub(super) attend: Kernel,
 }
 
@@ -32,11 +34,13 @@ impl Kernels {
         let module = |m: PtxModule| Module::load(device, m.name(), m.text());
         let (append, summarize) = (module(PtxModule::AppendKv)?, module(PtxModule::SummarizeKv)?);
         let (select, attend) = (module(PtxModule::Select)?, module(PtxModule::Attend)?);
+        let select_probe = module(PtxModule::SelectProbe)?;
         let kernel = |id: KernelId| {
             let module = match id.module() {
                 PtxModule::AppendKv => &append,
                 PtxModule::SummarizeKv => &summarize,
                 PtxModule::Select => &select,
+                PtxModule::SelectProbe => &select_probe,
                 PtxModule::Attend => &attend,
             };
             module.kernel(id.entry(), id.threads(), id.shared_bytes())
@@ -49,6 +53,8 @@ impl Kernels {
             value_bias: kernel(KernelId::ValueBias)?,
             scores: kernel(KernelId::Scores)?,
             topk: kernel(KernelId::Topk)?,
+            probe_means: kernel(KernelId::ProbeMeans)?,
+            probe: kernel(KernelId::Probe)?,
             attend: kernel(KernelId::Attend)?,
         }))
     }
@@ -67,6 +73,8 @@ impl Kernels {
             KernelId::ValueBias => &self.value_bias,
             KernelId::Scores => &self.scores,
             KernelId::Topk => &self.topk,
+            KernelId::ProbeMeans => &self.probe_means,
+            KernelId::Probe => &self.probe,
             KernelId::Attend => &self.attend,
         }
     }

@@ -32,7 +32,7 @@ const WARPS: u32 = CONSUMER_THREADS / 32;
 ///
 /// # Safety
 /// Launched with the grid, block size and shared memory of [`crate::config::probe_sel`], on buffers whose extents the host has
-/// checked; rows of `q` are 16-byte aligned, tiles 128-byte aligned.
+/// checked; rows of `q` and tiles are 16-byte aligned.
 #[unsafe(no_mangle)]
 pub unsafe extern "gpu-kernel" fn select_probe_lists(p: SelectProbeParams) {
     // SAFETY: forwarded from the host.
@@ -286,7 +286,7 @@ unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: SmemAddr, warp: u
     let parts_log2 = (KEY_POOL.trailing_zeros() as i32 - p.query_pool_log2) as u32;
     let parts = 1 << parts_log2;
     let index = strip.first - request.first_block + (warp >> parts_log2) as i32;
-    if warp % parts != 0 || index < 0 || index >= request.qb_len {
+    if warp & (parts - 1) != 0 || index < 0 || index >= request.qb_len {
         return;
     }
     // SAFETY: a query block of the request, so every address below is inside the host's arrays; rows and what was seen are

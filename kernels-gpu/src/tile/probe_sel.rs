@@ -89,7 +89,7 @@ impl Groups {
     /// Called by whole warps, converged (shuffles).
     #[inline(always)]
     pub unsafe fn fold<const FIRST: bool>(&mut self, m: &Maxima, lane: u32) -> f32 {
-        let (mut strongest, mut cubes) = ([[-NOTHING; 2]; 2], [[0.0; 2]; 2]);
+        let (mut strongest, mut cubes) = ([[0.0; 2]; 2], [[0.0; 2]; 2]);
         unroll!(H < 2 {
             let ((a, b), (c, d)) = (cvt::f16x2_to_f32(m[0][H]), cvt::f16x2_to_f32(m[1][H]));
             let mut x = [[a, b], [c, d]];
@@ -116,9 +116,9 @@ impl Groups {
             unroll!(S < 2 { unroll!(E < 2 {
                 // Finite, or the group's bits would make a NaN of an infinity.
                 let log = if FIRST { fmax(x[S][E] - gain, -NOTHING) } else { x[S][E] - gain };
-                strongest[S][E] = fmax(strongest[S][E], tagged(log, group));
-                let normal = share[S][E] * inverse;
-                cubes[S][E] = fma(normal * normal, normal, cubes[S][E]);
+                let (log, normal) = (tagged(log, group), share[S][E] * inverse);
+                strongest[S][E] = if H == 0 { log } else { fmax(strongest[S][E], log) };
+                cubes[S][E] = if H == 0 { normal * normal * normal } else { fma(normal * normal, normal, cubes[S][E]) };
             }); });
         });
         // SAFETY: forwarded. Of its four key blocks a lane keeps one: which half of them its bits 4 and 3 say.
