@@ -226,7 +226,7 @@ unsafe fn consume(p: &SelectProbeParams, strip: &Strip, shared: SmemAddr, ring: 
     let rows = [warp * PART_GROUPS as u32 + lane / 4, warp * PART_GROUPS as u32 + lane / 4 + 8];
     let queries = shared.offset(map::QUERIES + warp / 4 * 64 * HEAD_DIM as u32);
     let scores = shared.offset(map::SCORES + warp * map::SCORE_BYTES + Groups::block(lane) * 4);
-    let (leader, writes) = (((warp % 4 == 0) & (lane == 0)) as u32, (lane & 4 == 0) as u32);
+    let (leader, writes) = ((warp.is_multiple_of(4) & (lane == 0)) as u32, (lane & 4 == 0) as u32);
     let mut acc = [0; 64];
     // SAFETY: forwarded; scales were written before the last barrier; the tile's place is inside the warp's score row.
     unsafe {

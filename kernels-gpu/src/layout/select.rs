@@ -223,7 +223,7 @@ mod tests {
                 for (early, keep_all_ties, low_bit) in
                     [(false, false, 0), (true, false, 0), (false, true, 0), (true, true, 0), (true, false, 16)]
                 {
-                    let rule = Rule { budget: budget, keep_all_ties, low_bit };
+                    let rule = Rule { budget, keep_all_ties, low_bit };
                     let keys: Vec<u32> = if low_bit == 0 { keys.clone() } else { keys.iter().map(|k| k & 0xffff_0000).collect() };
                     let t = threshold(&keys, rule, early);
                     let mut ranked: Vec<(u32, usize)> = keys.iter().copied().zip(0..).collect();
