@@ -16,6 +16,8 @@ pub enum PtxModule {
     SummarizeKv,
     /// Scores, budgets, top-k.
     Select,
+    /// Key means, and the probe selector.
+    SelectProbe,
     /// Lists from masks in other forms.
     Lists,
     /// Attention.
@@ -24,7 +26,7 @@ pub enum PtxModule {
 
 impl PtxModule {
     /// Every module.
-    pub const ALL: [Self; 5] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Lists, Self::Attend];
+    pub const ALL: [Self; 6] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::SelectProbe, Self::Lists, Self::Attend];
 
     /// File name without its extension.
     pub const fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl PtxModule {
             Self::AppendKv => "append_kv",
             Self::SummarizeKv => "summarize_kv",
             Self::Select => "select",
+            Self::SelectProbe => "select_probe",
             Self::Lists => "lists",
             Self::Attend => "attend",
         }
@@ -43,6 +46,7 @@ impl PtxModule {
             Self::AppendKv => include_str!("../ptx/append_kv.ptx"),
             Self::SummarizeKv => include_str!("../ptx/summarize_kv.ptx"),
             Self::Select => include_str!("../ptx/select.ptx"),
+            Self::SelectProbe => include_str!("../ptx/select_probe.ptx"),
             Self::Lists => include_str!("../ptx/lists.ptx"),
             Self::Attend => include_str!("../ptx/attend.ptx"),
         }
@@ -60,6 +64,10 @@ pub enum KernelId {
     SummarizeKvTokenScales,
     /// From queries and summaries to the lists of every query block.
     Select,
+    /// e4m3 means of every eight keys.
+    ProbeMeans,
+    /// Scores from pooled queries and keys, and their lists.
+    Probe,
     /// Lists of a byte mask.
     ListsFromMask,
     /// Lists of compressed sparse rows.
@@ -72,11 +80,13 @@ pub enum KernelId {
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::AppendKv,
         Self::SummarizeKv,
         Self::SummarizeKvTokenScales,
         Self::Select,
+        Self::ProbeMeans,
+        Self::Probe,
         Self::ListsFromMask,
         Self::ListsFromCsr,
         Self::Attend,
@@ -89,6 +99,7 @@ impl KernelId {
             Self::AppendKv => PtxModule::AppendKv,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => PtxModule::SummarizeKv,
             Self::Select => PtxModule::Select,
+            Self::ProbeMeans | Self::Probe => PtxModule::SelectProbe,
             Self::ListsFromMask | Self::ListsFromCsr => PtxModule::Lists,
             Self::Attend | Self::AttendTokenScales => PtxModule::Attend,
         }
@@ -101,6 +112,8 @@ impl KernelId {
             Self::SummarizeKv => "summarize_kv_fp8_d128",
             Self::SummarizeKvTokenScales => "summarize_kv_fp8_d128_token_scales",
             Self::Select => "select_stem",
+            Self::ProbeMeans => "select_probe_means",
+            Self::Probe => "select_probe_lists",
             Self::ListsFromMask => "lists_from_mask",
             Self::ListsFromCsr => "lists_from_csr",
             Self::Attend => "attend_fp8_d128",
@@ -114,6 +127,8 @@ impl KernelId {
             Self::AppendKv => config::append_kv::THREADS,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::THREADS,
             Self::Select => config::select::THREADS,
+            Self::ProbeMeans => config::probe_sel::MEANS_THREADS,
+            Self::Probe => config::probe_sel::THREADS,
             Self::ListsFromMask | Self::ListsFromCsr => config::lists::THREADS,
             Self::Attend | Self::AttendTokenScales => config::attend::THREADS,
         }
@@ -125,6 +140,8 @@ impl KernelId {
             Self::AppendKv => config::append_kv::SMEM_BYTES,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::SMEM_BYTES,
             Self::Select => config::select::smem::BYTES,
+            Self::ProbeMeans => config::probe_sel::MEANS_SMEM_BYTES,
+            Self::Probe => config::probe_sel::smem::BYTES,
             Self::ListsFromMask | Self::ListsFromCsr => config::lists::SMEM_BYTES,
             Self::Attend => config::attend::smem::BYTES,
             Self::AttendTokenScales => config::attend::smem::BYTES_TOKEN_SCALES,
@@ -156,6 +173,8 @@ mod tests {
             (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::SummarizeKvTokenScales, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::Select, vec![size_of::<abi::SelectParams>(), 128]),
+            (KernelId::ProbeMeans, vec![size_of::<abi::ProbeMeansParams>()]),
+            (KernelId::Probe, vec![size_of::<abi::SelectProbeParams>()]),
             (KernelId::ListsFromMask, vec![size_of::<abi::MaskListsParams>()]),
             (KernelId::ListsFromCsr, vec![size_of::<abi::CsrListsParams>()]),
             (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),

@@ -264,6 +264,94 @@ pub struct SelectParams {
     pub reserved: i32,
 }
 
+/// `select_probe_means`: e4m3 means of every 8 keys of key blocks, all of them or those with new tokens. Grid (blocks, hkv), [`crate::config::probe_sel::MEANS_THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProbeMeansParams {
+    /// e4m3 pages.
+    pub k_pages: u64,
+    /// i32 `[batch, table_stride]`.
+    pub page_table: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// The blocks: [`KeyBlock`] `[total_kb]`, or [`QueryBlock`] `[total_qb]`, which begins with the same two numbers.
+    pub blocks: u64,
+    /// Out: e4m3 codes `[hkv, tiles, 32768]` in the order of [`crate::layout::probe_sel::mean_offset`], in units of the K codes.
+    /// Key blocks that a request does not have are left as they are.
+    pub k_tiles: u64,
+    /// Strides of the K pages.
+    pub k_strides: PageStrides,
+    /// Tokens in a page: a power of two from 16 to 256.
+    pub page_size: i32,
+    /// Entries of one request in the page table.
+    pub table_stride: i32,
+    /// Number of pages: tokens of an entry outside `0..pages` read as 0.
+    pub pages: i32,
+    /// Tiles of one head: [`crate::layout::probe_sel::tiles`].
+    pub tiles: i32,
+    /// Bytes from one entry of `blocks` to the next.
+    pub block_stride: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `select_probe_lists`: scores of every block pair from pooled queries and keys, and the lists they lead to.
+/// Grid (hq, most strips of a request, batch), [`crate::config::probe_sel::THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SelectProbeParams {
+    /// e4m3 `[total_q, hq, 128]` with strides `q_rows`.
+    pub q: u64,
+    /// f32 `[total_q, hq]`, positive.
+    pub q_scale: u64,
+    /// Strides of `q`.
+    pub q_rows: RowStrides,
+    /// f32 `[1]` or `[hkv]`.
+    pub k_scale: u64,
+    /// [`Request`] `[batch]`; no `kb_len` above [`crate::config::probe_sel::MAX_BLOCKS`].
+    pub requests: u64,
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// From `select_probe_means`.
+    pub k_tiles: u64,
+    /// Out: i32 `[hq, total_qb, list_stride]`, ascending key-block indices.
+    pub lists: u64,
+    /// Out: i32 `[hq, total_qb]`.
+    pub counts: u64,
+    /// Out, or 0: f32 `[hq, total_qb, score_stride]`, base-2 logarithms; only columns that the row may see are written.
+    pub scores: u64,
+    /// `log2(e)` times the softmax scale.
+    pub softmax_scale_log2: f32,
+    /// Query heads.
+    pub hq: i32,
+    /// Query heads per KV head.
+    pub group: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// Tiles of one KV head.
+    pub tiles: i32,
+    /// Entries of a list, at least the largest possible count.
+    pub list_stride: i32,
+    /// Columns of a score row where scores are written.
+    pub score_stride: i32,
+    /// log2 of the queries in a group (0 to 3).
+    pub query_pool_log2: i32,
+    /// 1: causal, bottom-right aligned.
+    pub causal: i32,
+    /// First blocks always kept.
+    pub sink: i32,
+    /// Last blocks up to and including the diagonal always kept (at least 1).
+    pub window: i32,
+    /// 0: guards inside the budget; 1: on top of it.
+    pub guards_on_top: i32,
+    /// 0: exact count, ties to the lower index; 1: every tie kept.
+    pub keep_all_ties: i32,
+    /// 0: one K scale for all heads; 1: one per head.
+    pub k_scale_stride: i32,
+    /// Zero. (A parameter of 128 bytes would pass for a tensor map.)
+    pub reserved: [i32; 2],
+}
+
 /// `attend_fp8_d128` and `attend_fp8_d128_token_scales` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K
 /// pages; the second entry's parameter 3 is its [`TokenScales`]).
 /// Grid (up to one block a multiprocessor), [`crate::config::attend::THREADS`] threads. Persistent: of the `hq * total_qb` items, from the
@@ -390,6 +478,8 @@ const _: () = {
     assert!(size_of::<AppendKvParams>() == 224 && offset_of!(AppendKvParams, k_strides) == 72);
     assert!(size_of::<SummarizeKvParams>() == 208 && offset_of!(SummarizeKvParams, k_strides) == 80);
     assert!(size_of::<SelectParams>() == 152 && offset_of!(SelectParams, qk_scale) == 80);
+    assert!(size_of::<ProbeMeansParams>() == 88 && offset_of!(ProbeMeansParams, k_strides) == 40);
+    assert!(size_of::<SelectProbeParams>() == 152 && offset_of!(SelectProbeParams, softmax_scale_log2) == 88);
     assert!(size_of::<ListRows>() == 48);
     assert!(size_of::<MaskListsParams>() == 64);
     assert!(size_of::<CsrListsParams>() == 80);

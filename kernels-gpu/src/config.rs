@@ -193,3 +193,65 @@ pub mod select {
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }
+
+/// `select_probe_means` and `select_probe_lists`: block scores from pooled keys and queries, budgets, top-k and lists.
+pub mod probe_sel {
+    use super::{BLOCK, HEAD_DIM};
+    /// Keys of a sub-block.
+    pub const KEY_POOL: usize = 8;
+    /// Sub-blocks of a key block.
+    pub const SUB_BLOCKS: usize = BLOCK / KEY_POOL;
+    /// Key blocks of one tile: 256 sub-blocks, the largest N of a product. In f16 its accumulator takes 64 registers.
+    pub const TILE_BLOCKS: usize = 16;
+    /// Bytes of one tile of key means in e4m3.
+    pub const KEY_TILE_BYTES: usize = TILE_BLOCKS * SUB_BLOCKS * HEAD_DIM;
+    /// Query groups whose scores one warp owns: the 16 rows of an accumulator that a warp holds.
+    pub const PART_GROUPS: usize = 16;
+    /// Least scale of a query group: keeps a group of zeros away from 0 / 0 and minus infinity times 0.
+    pub const LEAST_SCALE: f32 = 1e-20;
+    /// Threads of a block of `select_probe_means`: 16 sub-blocks of 8 chunks of 16 dimensions.
+    pub const MEANS_THREADS: u32 = 128;
+    /// A thread owns whole means: no shared memory.
+    pub const MEANS_SMEM_BYTES: u32 = 0;
+
+    /// Consumer warpgroups of `select_probe_lists`. Four, of 64 query groups each, read every tile of keys once for 256 rows: 16
+    /// bytes a clock from L2 at the full FP8 rate; and while three turn logits into scores the fourth multiplies.
+    pub const CONSUMERS: u32 = 4;
+    /// Query groups of one block of threads.
+    pub const GROUPS: u32 = 64 * CONSUMERS;
+    /// Threads that consume.
+    pub const CONSUMER_THREADS: u32 = 128 * CONSUMERS;
+    /// Threads of a block: the consumers and a producer warpgroup, of which one warp works.
+    pub const THREADS: u32 = CONSUMER_THREADS + 128;
+    /// Registers a producer thread keeps. Five warps a scheduler start with 96 each: 480 to share out.
+    pub const PRODUCER_REGS: u32 = 32;
+    /// Registers a consumer thread gets: 64 hold logits. 4 * 112 + 32 = 480.
+    pub const CONSUMER_REGS: u32 = 112;
+    /// Stages of key tiles. Four warpgroups take 2,048 tensor-core clocks for one: two are look-ahead enough.
+    pub const STAGES: u32 = 2;
+    /// Longest score row that shared memory holds: 262,144 tokens.
+    pub const MAX_BLOCKS: usize = 2048;
+
+    /// Where things lie in dynamic shared memory.
+    pub mod smem {
+        use super::{super::HEAD_DIM, CONSUMERS, GROUPS, KEY_TILE_BYTES, MAX_BLOCKS, STAGES};
+        /// Query means in e4m3, 64 rows a consumer.
+        pub const QUERIES: u32 = 0;
+        /// Key stages.
+        pub const KEYS: u32 = QUERIES + GROUPS * HEAD_DIM as u32;
+        /// Scales of the query groups, f32; 0 for a group without a query.
+        pub const SCALES: u32 = KEYS + STAGES * KEY_TILE_BYTES as u32;
+        /// What each group has seen, f32.
+        pub const SEEN: u32 = SCALES + GROUPS * 4;
+        /// Barriers of the key ring.
+        pub const RING: u32 = SEEN + GROUPS * 4;
+        /// Score rows, one a consumer warp.
+        pub const SCORES: u32 = RING + 64;
+        /// Bytes of one score row.
+        pub const SCORE_BYTES: u32 = MAX_BLOCKS as u32 * 4;
+        /// Bytes of dynamic shared memory.
+        pub const BYTES: u32 = SCORES + 4 * CONSUMERS * SCORE_BYTES;
+        const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
+        const _: () = assert!(STAGES * 16 <= 64, "the ring's barriers fit before the scores");
+    }
+}

@@ -1,6 +1,7 @@
 //! What the CUDA half refuses before it touches a GPU, and what it says on a machine that has none.
 
 use rstest::rstest;
+use stem_attn::config::{ProbeConfig, Selector};
 use stem_attn::driver::{Device, available};
 use stem_attn::kv::{PageLayout, TokenScaleLayout};
 use stem_attn::ops::PageDesc;
@@ -75,6 +76,17 @@ fn bad_descriptions_are_named(#[case] name: &str, #[case] desc: PlanDesc<'_>) {
         Err(Error::Value { name: got, .. }) => assert_eq!(got, name),
         other => panic!("{name}: {other:?}"),
     }
+}
+
+#[test]
+fn the_probe_selector_takes_no_scale_per_key() {
+    let config = StemConfig { selector: Selector::Probe(ProbeConfig::default()), ..StemConfig::preset(Preset::Hpc) };
+    let plain = PlanDesc { selection: PlanSelection::Stem(config), ..desc() };
+    plain.validate().expect("valid");
+    let scaled = PlanDesc { pages: PageDesc { k_token_scales: token_scales(|_| ()), ..desc().pages }, ..plain };
+    assert!(matches!(scaled.validate(), Err(Error::Unsupported { what: "probe selector", .. })));
+    let stem = PlanDesc { selection: desc().selection, ..scaled };
+    stem.validate().expect("Stem's score does");
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub struct Kernels {
     pub(super) lists_from_mask: Kernel,
     pub(super) lists_from_csr: Kernel,
     pub(super) select: Kernel,
+    pub(super) probe_means: Kernel,
+    pub(super) probe: Kernel,
     pub(super) attend: Kernel,
     pub(super) attend_token_scales: Kernel,
 }
@@ -40,12 +42,14 @@ impl Kernels {
         let module = |m: PtxModule| Module::load(device, m.name(), m.text());
         let (append, summarize) = (module(PtxModule::AppendKv)?, module(PtxModule::SummarizeKv)?);
         let (select, lists, attend) = (module(PtxModule::Select)?, module(PtxModule::Lists)?, module(PtxModule::Attend)?);
+        let select_probe = module(PtxModule::SelectProbe)?;
         let kernel = |id: KernelId| {
             let module = match id.module() {
                 PtxModule::AppendKv => &append,
                 PtxModule::SummarizeKv => &summarize,
                 PtxModule::Select => &select,
                 PtxModule::Lists => &lists,
+                PtxModule::SelectProbe => &select_probe,
                 PtxModule::Attend => &attend,
             };
             module.kernel(id.entry(), id.threads(), id.shared_bytes())
@@ -58,6 +62,8 @@ impl Kernels {
             lists_from_mask: kernel(KernelId::ListsFromMask)?,
             lists_from_csr: kernel(KernelId::ListsFromCsr)?,
             select: kernel(KernelId::Select)?,
+            probe_means: kernel(KernelId::ProbeMeans)?,
+            probe: kernel(KernelId::Probe)?,
             attend: kernel(KernelId::Attend)?,
             attend_token_scales: kernel(KernelId::AttendTokenScales)?,
         }))
@@ -77,6 +83,8 @@ impl Kernels {
             KernelId::ListsFromMask => &self.lists_from_mask,
             KernelId::ListsFromCsr => &self.lists_from_csr,
             KernelId::Select => &self.select,
+            KernelId::ProbeMeans => &self.probe_means,
+            KernelId::Probe => &self.probe,
             KernelId::Attend => &self.attend,
             KernelId::AttendTokenScales => &self.attend_token_scales,
         }

@@ -1,11 +1,12 @@
 //! What a plan is made from, and every check that needs no GPU.
 
 use super::workspace::Layout;
-use crate::config::StemConfig;
+use crate::config::{ProbeConfig, Selector, StemConfig};
 use crate::driver::Launch;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ops::{Heads, PageDesc, check_select_grid};
+use crate::kv::TokenScaleLayout;
+use crate::ops::{self, Heads, PageDesc, check_select_grid};
 use stem_attn_kernels::config::HEAD_DIM;
 
 /// Where the blocks that attention visits come from.
@@ -97,6 +98,11 @@ impl PlanDesc<'_> {
         let longest = geometry.requests.iter().map(|r| r.kv_len.max(0) as usize).max().unwrap_or(0);
         self.pages.check(longest, self.hkv)?;
         check_grids(&geometry, heads)?;
+        if let Some(Selector::Probe(probe)) = config.map(|config| &config.selector) {
+            ops::require_probe(&geometry, probe)?;
+            ProbeConfig::require_head_scales(self.pages.k_token_scales != TokenScaleLayout::None)?;
+            ops::probe_grid(&geometry, heads.hq, probe).validate("probe selector")?;
+        }
         let layout = Layout::new(&geometry, heads, &self.selection)?;
         Ok(Checked { heads, geometry, layout })
     }

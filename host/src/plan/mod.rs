@@ -175,13 +175,13 @@ impl Plan {
     /// # Errors
     /// [`Error::Shape`] when the workspace is not large enough; [`Error::Driver`].
     pub fn download_lists(&self, stream: &Arc<CudaStream>, workspace: &Workspace) -> Result<Option<BlockLists>> {
-        let Some(select) = &self.layout.select else { return Ok(None) };
+        let Some(([lists, counts], stride)) = self.layout.selected() else { return Ok(None) };
         Ok(Some(BlockLists {
             hq: self.heads.hq,
             total_qb: self.geometry().total_qb(),
-            stride: select.list_stride,
-            counts: fetch(stream, workspace, select.counts)?,
-            lists: fetch(stream, workspace, select.lists)?,
+            stride,
+            counts: fetch(stream, workspace, counts)?,
+            lists: fetch(stream, workspace, lists)?,
         }))
     }
 

@@ -1,9 +1,9 @@
 //! The stages of a run, each also on its own so that it can be timed and tested.
 
 use super::tensors::{read, write};
-use super::workspace::{Placed, SelectRegions};
+use super::workspace::{Placed, ProbeRegions, SelectRegions};
 use super::{Plan, PlanSelection, PrefillOutputs, PrefillTensors, RawOutputs, RawTensors, Workspace};
-use crate::config::StemConfig;
+use crate::config::{ProbeConfig, Selector, StemConfig};
 use crate::driver::{CudaStream, buffer};
 use crate::error::{Error, Result};
 use crate::ops::{self, Attend, Launcher, Lists, RowStrides, ScoreSpace, Span};
@@ -119,8 +119,24 @@ impl Plan {
         }
     }
 
+    /// The configuration and the regions of a plan that selects by probes.
+    fn probing(&self) -> Option<(&StemConfig, &ProbeConfig, &ProbeRegions)> {
+        match (&self.selection, &self.layout.probe) {
+            (PlanSelection::Stem(config @ StemConfig { selector: Selector::Probe(probe), .. }), Some(regions)) => {
+                Some((config, probe, regions))
+            }
+            _ => None,
+        }
+    }
+
     fn stage_summarize_kv(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed) -> Result<()> {
         let select = self.layout.select;
+        if let Some((.., regions)) = self.probing() {
+            ops::probe_means(
+                at,
+                &ops::ProbeMeans { kv: tensors.paged(self.pages), k_tiles: placed.at(regions.k_tiles), blocks: self.blocks },
+            )?;
+        }
         ops::summarize_kv(
             at,
             &ops::SummarizeKv {
@@ -143,6 +159,19 @@ impl Plan {
         scores: Option<Span<f32>>,
         overlap: bool,
     ) -> Result<()> {
+        if let Some((config, probe, regions)) = self.probing() {
+            let args = ops::Probe {
+                q: tensors.q,
+                q_rows: self.q_rows(),
+                q_scale: tensors.q_scale,
+                scales: tensors.scales,
+                k_tiles: placed.at(regions.k_tiles),
+                lists: placed.lists([regions.lists, regions.counts], regions.list_stride),
+                scores: None,
+                softmax_scale: self.softmax_scale,
+            };
+            return ops::probe(at, &args, probe, config);
+        }
         let Some((config, select)) = self.selecting() else { return Ok(()) };
         let scratch = ScoreSpace::Scratch(placed.at(select.scratch));
         let args = ops::Select {
@@ -151,7 +180,7 @@ impl Plan {
             q_scale: tensors.q_scale,
             k_sums: placed.at(select.k_sums),
             run_norms: placed.at(select.run_norms),
-            lists: placed.lists(select),
+            lists: placed.lists([select.lists, select.counts], select.list_stride),
             scores: scores.map_or(scratch, |scores| ScoreSpace::All { scores, stride: select.score_stride }),
             overlap,
         };
@@ -163,10 +192,10 @@ impl Plan {
     }
 
     fn attend_args(&self, tensors: &RawTensors, placed: &Placed, outputs: &RawOutputs) -> Result<Attend> {
-        let lists = match (&self.selection, self.layout.select, tensors.lists) {
+        let lists = match (&self.selection, self.layout.selected(), tensors.lists) {
             (PlanSelection::Dense, ..) => None,
             (PlanSelection::Lists { stride }, _, Some([lists, counts])) => Some(Lists { lists, counts, stride: *stride }),
-            (PlanSelection::Stem(_), Some(select), _) => Some(placed.lists(&select)),
+            (PlanSelection::Stem(_), Some((regions, stride)), _) => Some(placed.lists(regions, stride)),
             _ => return Err(Error::shape("lists", "the caller's lists, as the plan says", "none")),
         };
         Ok(Attend {

@@ -12,5 +12,7 @@ pub mod probe_rate;
 pub mod probe_select;
 pub mod probe_sync;
 pub mod probe_wgmma;
+pub mod select_probe;
+pub mod select_probe_means;
 pub mod select_stem;
 pub mod summarize_kv;

@@ -5,6 +5,7 @@ pub mod epilogue;
 pub mod key_scales;
 pub mod mma;
 pub mod pages;
+pub mod probe_sel;
 pub mod reduce;
 pub mod shrink;
 pub mod softmax;

@@ -32,6 +32,12 @@ impl GroupSum {
         });
     }
 
+    /// The sum.
+    #[inline(always)]
+    pub fn values(&self) -> [f32; 16] {
+        self.0
+    }
+
     /// Stores the sum as 16 bf16 at `ptr`.
     ///
     /// # Safety

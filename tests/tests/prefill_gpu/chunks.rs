@@ -2,9 +2,10 @@
 
 use super::{Case, choosy};
 use rstest::rstest;
-use stem_attn::Selection;
+use stem_attn::config::{ProbeConfig, Selector};
 use stem_attn::driver::buffer;
 use stem_attn::plan::{PrefillOutputs, Workspace};
+use stem_attn::{Selection, StemConfig};
 use stem_attn_tests::batch::{Batch, offsets};
 use stem_attn_tests::gpu::{POISON, backend};
 
@@ -20,11 +21,16 @@ fn chunk(whole: &Batch, from: [usize; 3], to: [usize; 3]) -> Batch {
     };
     let starts = offsets(PROMPTS);
     let scales = |b: usize| (starts[b] as usize + from[b]) * whole.hq..(starts[b] as usize + to[b]) * whole.hq;
+    let key_scales = |b: usize| starts[b] as usize * whole.hkv..(starts[b] as usize + to[b]) * whole.hkv;
     Batch {
         q: rows(&whole.q, whole.hq, from),
         q_scale: (0..3).flat_map(|b| whole.q_scale[scales(b)].to_vec()).collect(),
         k: rows(&whole.k, whole.hkv, [0; 3]),
         v: rows(&whole.v, whole.hkv, [0; 3]),
+        k_scale: match whole.inputs().k_token_scale() {
+            Some(own) => (0..3).flat_map(|b| own[key_scales(b)].to_vec()).collect(),
+            None => whole.k_scale.clone(),
+        },
         cu_seqlens_q: offsets((0..3).map(|b| to[b] - from[b])),
         cu_seqlens_kv: offsets(to),
         ..whole.clone()
@@ -32,12 +38,18 @@ fn chunk(whole: &Batch, from: [usize; 3], to: [usize; 3]) -> Batch {
 }
 
 #[rstest]
-fn a_chunk_pays_for_its_own_blocks_only(#[values(true, false)] selects: bool) {
+#[case::dense(None, false)]
+#[case::dense_and_a_scale_per_key(None, true)]
+#[case::stem(Some(Selector::Stem), false)]
+#[case::stem_and_a_scale_per_key(Some(Selector::Stem), true)]
+#[case::probe(Some(Selector::Probe(ProbeConfig::default())), false)]
+fn a_chunk_pays_for_its_own_blocks_only(#[case] selector: Option<Selector>, #[case] own_scales: bool) {
     let Some(gpu) = backend() else { return };
     let stream = gpu.stream();
     let whole = Batch::random(51, 4, 2, &PROMPTS.map(|n| (n, n)));
-    let config = choosy(0.7);
-    let selection = if selects { Selection::Stem(&config) } else { Selection::Dense };
+    let whole = if own_scales { whole.with_token_scales(52) } else { whole };
+    let config = StemConfig { selector: selector.unwrap_or_default(), ..choosy(0.7) };
+    let selection = if selector.is_some() { Selection::Stem(&config) } else { Selection::Dense };
     // Chunks that end inside a block, at its end, and one that leaves a prompt waiting.
     let ends = [[0, 0, 0], [1000, 0, 128], [1000, 130, 1280], [2431, 130, 1281], PROMPTS];
     let mut kept: Option<Workspace> = None;

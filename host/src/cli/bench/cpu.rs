@@ -27,7 +27,7 @@ impl<'a> CpuEngine<'a> {
             Stage::Select => {
                 let summaries = summarize(problem, &geometry)?;
                 Box::new(move || {
-                    let (lists, scores) = reference::select(&problem.inputs(), &summaries, &geometry, config)?;
+                    let (lists, scores) = reference::select(&problem.inputs(), &summaries, &problem.paged.view(), &geometry, config)?;
                     Ok(Output::Selection { scores, score_stride: geometry.max_kb.max(1), lists })
                 })
             }
@@ -36,7 +36,8 @@ impl<'a> CpuEngine<'a> {
                 Box::new(move || Ok(Output::Attention { out: attend(problem, &geometry, lists)?, lists: attended.clone() }))
             }
             Stage::Prefill => Box::new(move || {
-                let (lists, _) = reference::select(&problem.inputs(), &summarize(problem, &geometry)?, &geometry, config)?;
+                let summaries = summarize(problem, &geometry)?;
+                let (lists, _) = reference::select(&problem.inputs(), &summaries, &problem.paged.view(), &geometry, config)?;
                 Ok(Output::Attention { out: attend(problem, &geometry, Some(&lists))?, lists })
             }),
             Stage::AppendKv => {
