@@ -1,6 +1,6 @@
 //! Arguments of `stem`.
 
-use super::bench::Stage;
+use super::bench::{L2, Stage};
 use crate::backend::BackendKind;
 use crate::config::Preset;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -109,9 +109,9 @@ pub struct PrefillArgs {
 /// CPU reference first; a wrong result has no time.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Stage.
-    #[arg(long, value_enum)]
-    pub bench: Stage,
+    /// Stages.
+    #[arg(long, value_enum, value_name = "STAGE[,STAGE..]", value_delimiter = ',', required = true)]
+    pub bench: Vec<Stage>,
     /// New tokens.
     #[arg(long, value_name = "N[,N..]", value_delimiter = ',', required = true)]
     pub seq: Vec<usize>,
@@ -142,15 +142,31 @@ pub struct BenchArgs {
     /// Where to run.
     #[arg(long, value_enum, default_value = "auto")]
     pub backend: BackendArg,
-    /// Timed launches.
+    /// Timed launches, in each round.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
+    /// Takes the lines of one length in turns, this many times, so that they share the GPU's clocks.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// L2 cache before each timed launch: as the launch before left it, or flushed.
+    #[arg(long, value_enum, default_value = "warm")]
+    pub l2: L2,
     /// Adds one JSON record per line of the table to this file.
     #[arg(long, value_name = "FILE.jsonl")]
     pub records: Option<PathBuf>,
     /// Seed of data, pages and lists.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Writes the tensors and block masks of every length to N.safetensors in this folder: an input of `stem prefill`.
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
+    /// Waits for a line on standard input before every turn and answers `done`, so that another program can take turns
+    /// with this one; prints `ready` when all lines of a length are prepared.
+    #[arg(long)]
+    pub paced: bool,
+    /// Name of the run in the records [default: now].
+    #[arg(long, value_name = "NAME")]
+    pub run: Option<String>,
 }
 
 #[cfg(test)]

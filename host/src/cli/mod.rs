@@ -13,7 +13,7 @@ macro_rules! say {
 
 mod accuracy;
 mod args;
-mod bench;
+pub mod bench;
 mod clocks;
 mod commas;
 mod files;
@@ -24,7 +24,7 @@ mod machine;
 mod prefill;
 mod progress;
 mod table;
-mod work;
+pub mod work;
 
 use crate::error::Error;
 use clap::Parser;

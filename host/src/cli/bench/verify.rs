@@ -19,24 +19,43 @@ const SCORE_ERROR: f32 = 1.0 / 64.0;
 /// Logarithms of norms: f32 sums of 128 squares in another order, and the GPU's logarithm.
 const NORM_ERROR: f32 = 1e-4;
 
-/// Checks what a stage wrote and says in words what was compared.
-pub fn verify(problem: &Problem, config: &StemConfig, output: &Output, seed: u64) -> Result<String> {
+/// What was compared.
+#[derive(Debug)]
+pub struct Checked {
+    /// In words.
+    pub text: String,
+    /// Relative error of attention against f64 on the same blocks.
+    pub error: Option<f64>,
+}
+
+impl From<String> for Checked {
+    fn from(text: String) -> Self {
+        Self { text, error: None }
+    }
+}
+
+/// Checks what a stage wrote and says what was compared.
+pub fn verify(problem: &Problem, config: &StemConfig, output: &Output, seed: u64) -> Result<Checked> {
     match output {
         Output::Attention { out, lists } => attention(problem, lists, out, seed),
-        Output::Selection { scores, score_stride, lists } => selection(problem, config, scores, *score_stride, lists),
-        Output::Summaries(summaries) => summary(problem, summaries),
+        Output::Selection { scores, score_stride, lists } => Ok(selection(problem, config, scores, *score_stride, lists)?.into()),
+        Output::Summaries(summaries) => Ok(summary(problem, summaries)?.into()),
         Output::Pages { k, v } => {
             let mut expected = problem.paged.clone();
             let (new_k, new_v) = problem.new_rows();
             reference::append_kv(&new_k, &new_v, &problem.geometry(None)?, &[1.0], &[1.0], &mut expected)?;
             ensure!(*k == expected.k_pages, "K pages differ from the CPU reference");
             ensure!(*v == expected.v_pages, "V pages differ from the CPU reference");
-            Ok("every page bit for bit".into())
+            Ok("every page bit for bit".to_owned().into())
+        }
+        Output::Geometry(geometry) => {
+            ensure!(*geometry == problem.geometry(Some(config))?, "the batch is cut differently");
+            Ok("the batch's tables".to_owned().into())
         }
     }
 }
 
-fn attention(problem: &Problem, lists: &BlockLists, out: &[half::bf16], seed: u64) -> Result<String> {
+fn attention(problem: &Problem, lists: &BlockLists, out: &[half::bf16], seed: u64) -> Result<Checked> {
     let rows = accuracy::sample(&problem.shape, ROWS, seed);
     let errors = accuracy::measure(&problem.inputs(), &problem.shape, lists, out, &rows, || {});
     ensure!(
@@ -45,7 +64,7 @@ fn attention(problem: &Problem, lists: &BlockLists, out: &[half::bf16], seed: u6
         errors.selected,
         errors.rows
     );
-    Ok(format!("relative error {:.4} on {} rows", errors.selected, errors.rows))
+    Ok(Checked { text: format!("relative error {:.4} on {} rows", errors.selected, errors.rows), error: Some(errors.selected) })
 }
 
 /// The scores of the last query block against the reference, and every list against the scores it was made of.
@@ -109,7 +128,8 @@ fn summary(problem: &Problem, got: &KvSummaries) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::bench::{cpu::CpuEngine, engine::Engine, engine::Stage, problem::random_lists};
+    use crate::cli::bench::cpu::CpuEngine;
+    use crate::cli::bench::{Engine, Job, L2, Stage, random_lists};
     use crate::cli::work::Shape;
     use crate::config::{Preset, StemConfig};
     use clap::ValueEnum;
@@ -119,21 +139,27 @@ mod tests {
         (Problem::new(shape, 32, 1).unwrap(), StemConfig::preset(Preset::Hpc))
     }
 
+    fn job<'a>(stage: Stage, problem: &'a Problem, config: &'a StemConfig, lists: Option<&'a BlockLists>) -> Job<'a> {
+        Job { stage, problem, config, lists, l2: L2::Warm }
+    }
+
     #[test]
     fn right_results_pass_and_wrong_ones_do_not() {
         let (problem, config) = problem();
         let lists = random_lists(&problem.geometry(None).unwrap(), 2, 0.5, 2).unwrap();
         for stage in Stage::value_variants() {
-            let mut engine = CpuEngine::new(*stage, &problem, &config, Some(&lists)).unwrap();
+            let mut engine = CpuEngine::new(job(*stage, &problem, &config, Some(&lists))).unwrap();
             engine.time(1).unwrap();
             let mut output = engine.output().unwrap();
-            let text = verify(&problem, &config, &output, 1).unwrap();
-            assert!(!text.is_empty());
+            let checked = verify(&problem, &config, &output, 1).unwrap();
+            assert!(!checked.text.is_empty());
+            assert_eq!(checked.error.is_some(), stage.attends());
             match &mut output {
                 Output::Attention { out, .. } => out.iter_mut().for_each(|x| *x = half::bf16::from_f32(x.to_f32() * 1.1)),
                 Output::Selection { scores, .. } => scores.iter_mut().for_each(|x| *x *= 2.0),
                 Output::Summaries(s) => s.run_norms[3] += 0.1,
                 Output::Pages { v, .. } => v.iter_mut().for_each(|x| *x = float8::F8E4M3::from_bits(x.to_bits() ^ 1)),
+                Output::Geometry(g) => g.query_blocks[0].budget += 1,
             }
             assert!(verify(&problem, &config, &output, 1).is_err(), "{stage:?}");
         }
@@ -143,7 +169,7 @@ mod tests {
     fn a_list_that_is_not_the_top_of_its_scores_is_found() {
         let shape = Shape { tokens: 128, kv_tokens: 60 * 128, hq: 1, hkv: 1 };
         let (problem, config) = (Problem::new(shape, 64, 1).unwrap(), StemConfig::preset(Preset::Hpc));
-        let mut engine = CpuEngine::new(Stage::Select, &problem, &config, None).unwrap();
+        let mut engine = CpuEngine::new(job(Stage::Select, &problem, &config, None)).unwrap();
         engine.time(1).unwrap();
         let Output::Selection { scores, score_stride, lists } = engine.output().unwrap() else { panic!("a selection") };
         assert!(lists.row(0, 0).len() < 60);
