@@ -1,30 +1,39 @@
-//! Whole prefill calls as a user of the library makes them, host tensors in and out, on the backend there is. The
-//! kernels alone are measured by `stem bench`, whose clock is the GPU's; `STEM_RECORDS=FILE` appends their share of these
-//! calls to a file, a record a line.
+//! End to end: summaries, selection and attention of one layer on the device (`layer`, timed in turns with the dense
+//! attention that it replaces), and the whole call as a user of the library makes it, host tensors in and out (`call`, by
+//! the wall clock).
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
-use stem_attn::{Backend, PrefillOptions, Preset, Selection, StemConfig};
-use stem_attn_benches::{Layer, append, record};
+use stem_attn::cli::bench::Stage;
+use stem_attn::{PrefillOptions, Selection};
+use stem_attn_benches::{Machine, time_in_turns};
+
+/// The longest call whose copies to and from the device are worth waiting for.
+const LONGEST_CALL: usize = 32_768;
 
 fn prefill(c: &mut Criterion) {
-    let backend = Backend::auto();
-    // The CPU reference is no yardstick: a shape that ends in seconds.
-    let (lengths, hq, hkv): (&[usize], _, _) = if backend.name() == "cpu" { (&[1024], 2, 1) } else { (&[8192, 32_768], 32, 4) };
-    let config = StemConfig { alpha: 0.7, ..StemConfig::preset(Preset::Hpc) };
-    let mut group = c.benchmark_group(format!("prefill-{}", backend.name()));
-    group.sample_size(10);
-    for &tokens in lengths {
-        let layer = Layer::random(tokens, hq, hkv);
+    let machine = Machine::open();
+    let mut group = machine.group(c, "prefill");
+    for &tokens in machine.lengths {
+        let case = machine.case(tokens);
         group.throughput(Throughput::Elements(tokens as u64));
-        for (name, selection) in [("dense", Selection::Dense), ("stem", Selection::Stem(&config))] {
-            group.bench_function(BenchmarkId::new(name, tokens), |b| {
-                b.iter(|| backend.prefill(black_box(&layer.inputs()), selection, &PrefillOptions::default()).expect("prefill").out);
+        {
+            let mut stem = machine.engine(&case, Stage::Prefill, None);
+            let mut dense = machine.engine(&case, Stage::Attend, None);
+            group.bench_function(BenchmarkId::new("layer, stem", tokens), |b| {
+                b.iter_custom(|launches| time_in_turns(stem.as_mut(), dense.as_mut(), launches));
             });
-            let options = PrefillOptions { repeat: 10, ..PrefillOptions::default() };
-            let output = backend.prefill(&layer.inputs(), selection, &options).expect("prefill");
-            let preset = if name == "dense" { name } else { "hpc" };
-            append(&record(&backend, &layer, preset, &options, &output)).expect("a file that can be written");
+            group.bench_function(BenchmarkId::new("layer, dense", tokens), |b| {
+                b.iter_custom(|launches| time_in_turns(dense.as_mut(), stem.as_mut(), launches));
+            });
+        }
+        if tokens <= LONGEST_CALL {
+            for (name, selection) in [("call, dense", Selection::Dense), ("call, stem", Selection::Stem(&case.config))] {
+                group.bench_function(BenchmarkId::new(name, tokens), |b| {
+                    let options = PrefillOptions::default();
+                    b.iter(|| machine.backend.prefill(black_box(&case.problem.inputs()), selection, &options).expect("prefill").out);
+                });
+            }
         }
     }
     group.finish();

@@ -34,7 +34,7 @@ pub struct Record {
     pub seq: usize,
     /// Tokens before them.
     pub history: usize,
-    /// Tokens in a KV page.
+    /// Tokens in a KV page; 0 where K and V are not paged.
     pub page: usize,
     /// Share of causal blocks not attended to; only of stages that select or attend.
     pub skip: Option<f64>,
@@ -139,9 +139,13 @@ pub fn commit() -> Option<String> {
     git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
 }
 
-/// The command line, the program by its bare name and files given by an absolute path by theirs: a record must not carry
-/// a machine's folders.
+/// The command that made a record: `STEM_COMMAND` of the environment where another program runs this one, else the command
+/// line, the program by its bare name and files given by an absolute path by theirs: a record must not carry a machine's
+/// folders.
 pub fn command() -> String {
+    if let Ok(command) = std::env::var("STEM_COMMAND") {
+        return command;
+    }
     let words = std::env::args_os().skip(1).map(|word| without_folders(&word.to_string_lossy()));
     std::iter::once("stem".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }

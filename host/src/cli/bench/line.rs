@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use stem_attn_kernels::config::{BLOCK, HEAD_DIM, RUNS, SUM_LEN};
 
 /// Launching before the first timed launch of a turn, so that clocks and power settle.
-pub const WARM_UP: Duration = Duration::from_millis(300);
+pub const WARM_UP: Duration = Duration::from_millis(250);
 /// Launching while clock and power are sampled, at least.
-const SAMPLED: Duration = Duration::from_millis(1000);
+const SAMPLED: Duration = Duration::from_millis(750);
 /// Launches that are queued at once to fill time last about so long.
 const BATCH_MS: f64 = 50.0;
 
@@ -88,12 +88,13 @@ impl<'a> Measured<'a> {
 
     /// One turn: `repeat` timed launches, after a warm-up and with clock and power sampled where there is a GPU.
     pub fn turn(&mut self, repeat: usize, sampler: Option<&Sampler>) -> Result<()> {
-        let Some(sampler) = sampler else {
+        let start = Instant::now();
+        let mut last = self.engine.time(1)?;
+        // The GPU's state is no part of what the host takes.
+        let Some(sampler) = sampler.filter(|_| !self.line.stage.on_host()) else {
             self.samples.extend(self.engine.time(repeat)?);
             return Ok(());
         };
-        let start = Instant::now();
-        let mut last = self.engine.time(1)?;
         let batch = |last: &[f64]| ((BATCH_MS / last.first().copied().unwrap_or(1.0).max(1e-3)) as usize).clamp(1, 64);
         while start.elapsed() < WARM_UP {
             last = self.engine.time(batch(&last))?;
