@@ -1,9 +1,11 @@
-//! What the criterion benches share, and the rates of single instructions ([`rates`]).
+//! What the criterion benches share, the rates of single instructions ([`rates`]), and what selection loses
+//! ([`fidelity`]).
 //!
 //! Problems and engines are those of `stem bench`: N(0, 1) data in e4m3, pages in random order, random block lists. The clock
 //! is the GPU's (CUDA events), the L2 cache is flushed before every launch, and where two variants are to be compared each
 //! is timed with launches of the other between its own.
 
+pub mod fidelity;
 pub mod rates;
 
 use criterion::measurement::WallTime;

@@ -19,7 +19,7 @@ mod commas;
 mod files;
 mod heatmap;
 mod info;
-mod input;
+pub mod input;
 mod machine;
 mod prefill;
 mod progress;
