@@ -68,7 +68,7 @@ fn arguments(mut words: impl Iterator<Item = OsString>) -> std::result::Result<A
     let mut args = Args {
         captures: Vec::new(),
         records: None,
-        budgets: vec![0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75],
+        budgets: vec![0.15, 0.2, 0.25, 0.3, 0.35, 0.5, 0.75],
         mask_budget: 0.25,
         lengths: vec![1024, 2048, 4096, 8192, 16_384],
     };

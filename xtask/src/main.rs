@@ -18,6 +18,7 @@ mod doctor;
 mod hash;
 mod manifest;
 mod package_gpu;
+mod plot;
 mod ptx;
 mod ptxas;
 mod sh;
@@ -49,6 +50,8 @@ enum Command {
     Demo(demo::Args),
     /// Say what this machine lacks and which command mends it
     Doctor,
+    /// Draw every figure of the documentation from the committed records
+    Plot(plot::Args),
     /// Collect test, bench and `stem` binaries in a folder that runs on a GPU machine without Rust
     PackageGpu(package_gpu::Args),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor => doctor::run(),
+        Command::Plot(args) => plot::run(&args),
         Command::PackageGpu(args) => package_gpu::run(&args),
     };
     match result {
