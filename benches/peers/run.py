@@ -4,7 +4,7 @@
 Needs PyTorch and the `stem` program (`cargo build --release --bin stem`, or the folder of `cargo xtask package-gpu`). Peers
 that cannot be had are named with the reason and left out; a peer whose output is wrong gets no time.
 
-    python3 benches/peers/run.py --stem .carry/bin/stem --records peers.jsonl
+    python3 benches/peers/run.py --records peers.jsonl
 """
 
 import argparse
@@ -23,12 +23,15 @@ from inputs import Inputs, reference, relative_error, sample_rows
 from kernels import PEERS, Gemm
 from measure import Sampler, Series, Timer
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+HERE = pathlib.Path(__file__).resolve().parent
+# In the repository, or in the folder of `cargo xtask package-gpu`.
+PLACES = [HERE.parent / "bin/stem", HERE.parents[1] / "target/release/stem", HERE.parents[1] / ".carry/bin/stem"]
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stem", default=str(ROOT / "target/release/stem"), help="the stem program")
+    built = next((str(place) for place in PLACES if place.is_file()), None)
+    parser.add_argument("--stem", default=built, required=built is None, help="the stem program")
     parser.add_argument("--records", required=True, help="file that a JSON line per measurement is added to")
     parser.add_argument("--seq", default="8192,32768,131072", help="lengths in tokens")
     parser.add_argument("--skip", default="0.5,0.75,0.9", help="shares of the causal blocks left out, besides none")
@@ -95,12 +98,16 @@ def first_line(text):
     return next(iter(str(text).strip().splitlines()), "")
 
 
-def commit():
+def commit(stem):
+    """Of the environment, of the package that the program lies in, or of the repository."""
     if os.environ.get("STEM_COMMIT"):
         return os.environ["STEM_COMMIT"]
+    packaged = pathlib.Path(stem).resolve().parents[1] / "commit"
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8").strip()
     try:
         described = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True
+            ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True
         )
         return described.stdout.strip() or None
     except OSError:
@@ -188,7 +195,7 @@ def main():
         "run": run,
         "l2": None if args.cpu else args.l2,
         "command": shown_command() + f" [PyTorch {torch.__version__}]",
-        "commit": commit(),
+        "commit": commit(args.stem),
     }
     sampler = Sampler(device)
     timer = Timer(device, sampler, args.l2)

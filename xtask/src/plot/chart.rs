@@ -144,7 +144,7 @@ impl Figure {
             }
             root.present().map_err(failed)?;
         }
-        Ok(svg + "\n")
+        Ok(svg)
     }
 
     /// Every name once, with its place: pixels from the left, row.
@@ -179,7 +179,7 @@ fn entry(area: &Area<'_>, series: &Series, x: i32, y: i32) -> Result<()> {
         stroke(area, vec![(x, y), (x + 26, y)], style)?;
     }
     if !style.dashed {
-        area.draw(&Circle::new((x + 13, y), 4, style.color.filled())).map_err(failed)?;
+        area.draw(&Circle::new((x + 13, y), style.width as i32 + 2, style.color.filled())).map_err(failed)?;
     }
     let text = (FONT, 13).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
     area.draw(&Text::new(series.name.clone(), (x + 32, y), text)).map_err(failed)
@@ -198,6 +198,7 @@ impl Panel {
     fn draw(&self, area: &Area<'_>) -> Result<()> {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
+            .margin_right(26)
             .caption(&self.title, (FONT, 15).into_font().color(&INK))
             .x_label_area_size(42)
             .y_label_area_size(58)
@@ -228,7 +229,7 @@ impl Panel {
             // A dashed line's only point would not show.
             if !style.dashed || points.len() == 1 {
                 for &point in points {
-                    plane.draw(&Circle::new(point, 4, style.color.filled())).map_err(failed)?;
+                    plane.draw(&Circle::new(point, style.width as i32 + 2, style.color.filled())).map_err(failed)?;
                 }
             }
             let text = (FONT, 11).into_font().color(&style.color).pos(Pos::new(HPos::Left, VPos::Bottom));
@@ -240,11 +241,12 @@ impl Panel {
     }
 }
 
-/// A linear axis from `low` to a round number at or above `high`, with about `count` ticks.
+/// A linear axis that holds `low` to `high` and begins and ends at a tick, of which it has about `count`.
 pub fn linear(title: impl Into<String>, low: f64, high: f64, count: usize, label: fn(f64) -> String) -> Axis {
     let raw = (high - low).max(1e-9) / count.max(1) as f64;
     let magnitude = 10f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 2.5, 5.0, 10.0].map(|m| m * magnitude).into_iter().find(|step| *step >= raw * 0.999).unwrap_or(raw);
+    let low = (low / step + 1e-6).floor() * step;
     let steps = ((high - low) / step - 1e-6).ceil() as usize;
     let ticks: Vec<f64> = (0..=steps).map(|i| low + step * i as f64).collect();
     Axis { title: title.into(), low, high: low + step * steps as f64, ticks, label }
@@ -299,6 +301,7 @@ mod tests {
     fn axes_end_at_round_numbers() {
         let axis = linear("", 0.0, 871.0, 5, whole);
         assert_eq!((axis.ticks.clone(), axis.high), (vec![0.0, 200.0, 400.0, 600.0, 800.0, 1000.0], 1000.0));
+        assert_eq!(linear("", 0.8, 2.1, 6, whole).ticks[..3], [0.75, 1.0, 1.25]);
         let axis = lengths([8192, 131_072, 32_768, 8192].into_iter());
         assert_eq!(axis.ticks.iter().map(|&t| (axis.label)(t)).collect::<Vec<_>>(), ["8 K", "32 K", "128 K"]);
         let axis = decades("", -1.2, 2.1, power_of_ten);
@@ -318,10 +321,15 @@ mod tests {
                 labels: vec!["first".into()],
             }],
         };
-        let figure =
-            Figure { title: "T".into(), subtitle: "S".into(), columns: 2, panel: (300, 200), panels: vec![panel("one"), panel("two")] };
+        let figure = Figure {
+            title: "T".into(),
+            subtitle: "S".into(),
+            columns: 2,
+            panel: (300, 200),
+            panels: vec![panel("left panel"), panel("right panel")],
+        };
         let svg = figure.draw().expect("a figure");
-        for (text, times) in [("a &lt; b", 1), ("one", 1), ("two", 1), ("first", 2), ("tokens", 2)] {
+        for (text, times) in [("a &lt; b", 1), ("left panel", 1), ("right panel", 1), ("first", 2), ("tokens", 2)] {
             assert_eq!(svg.matches(text).count(), times, "{text}");
         }
         assert_eq!(svg, figure.draw().expect("a figure"), "drawn twice, equal");

@@ -165,11 +165,21 @@ impl Speed {
         matches!(self.preset.as_deref(), Some("dense" | "random"))
     }
 
+    /// What chose the blocks; records older than the field are Stem's.
+    pub fn selector(&self) -> &str {
+        self.selector.as_deref().unwrap_or("stem")
+    }
+
+    /// [`Self::skip_percent`] where it was asked for; of a stage that selects it is an outcome.
+    pub fn given_skip(&self) -> Option<i64> {
+        self.skip_percent().filter(|_| self.lists_given())
+    }
+
     /// Whether two records are of one thing, measured on other days.
     pub fn same(&self, other: &Self) -> bool {
-        let key = |r: &Self| (r.bench.clone(), r.peer.clone(), r.seq, r.preset.clone(), r.selector.clone(), r.source.clone());
+        let key = |r: &Self| (r.bench.clone(), r.peer.clone(), r.seq, r.preset.clone(), r.selector().to_owned(), r.source.clone());
         // A table's two ends of a range are two figures.
-        key(self) == key(other) && self.skip_percent() == other.skip_percent() && self.source.is_none()
+        key(self) == key(other) && self.given_skip() == other.given_skip() && self.source.is_none()
     }
 }
 

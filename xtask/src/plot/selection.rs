@@ -33,6 +33,8 @@ fn newest(records: &Records) -> Vec<&Fidelity> {
 
 /// One panel a capture and head: `value` against the share of blocks kept, one series a selector.
 fn panels<'a>(
+    ticks: usize,
+
     found: &[&'a Fidelity],
     value: impl Fn(&'a Fidelity) -> f64,
     low: f64,
@@ -48,14 +50,17 @@ fn panels<'a>(
         if !names.contains(&name) {
             names.push(name.clone());
         }
-        let color = names.iter().position(|n| *n == name).and_then(|i| COLORS.get(i)).copied().unwrap_or(RGBColor(0, 0, 0));
+        let index = names.iter().position(|n| *n == name).unwrap_or(0);
+        let color = COLORS.get(index).copied().unwrap_or(RGBColor(0, 0, 0));
+        // Selectors that keep the same hide one another: the one below is wider.
+        let style = Style { width: if index == 1 { 5 } else { 2 }, ..Style::line(color) };
         let capture = r.capture.trim_end_matches(".safetensors").trim_start_matches("qkv_");
         let heading = format!("{capture} ({} tokens), head {}", tokens(r.tokens), r.head);
         let at = panels.iter().position(|p| p.title == heading).unwrap_or_else(|| {
             panels.push(Panel {
                 title: heading,
                 x: linear("share of the causal blocks kept", 0.0, 0.8, 4, percent),
-                y: linear(title, low, high, 5, label),
+                y: linear(title, low, high, ticks, label),
                 series: Vec::new(),
             });
             panels.len() - 1
@@ -64,7 +69,7 @@ fn panels<'a>(
         let point = (r.kept, value(r));
         match panel.series.iter_mut().find(|s| s.name == name) {
             Some(series) => series.points.push(point),
-            None => panel.series.push(Series { name, style: Style::line(color), points: vec![point], labels: Vec::new() }),
+            None => panel.series.push(Series { name, style, points: vec![point], labels: Vec::new() }),
         }
     }
     for series in panels.iter_mut().flat_map(|p| &mut p.series) {
@@ -80,8 +85,9 @@ pub fn mass(records: &Records) -> Option<Result<String>> {
     let found = newest(records);
     let low = found.iter().fold(1.0, |low: f64, r| low.min(r.mass));
     let low = (low * 10.0).floor() / 10.0;
-    let mut all = panels(&found, |r| r.mass, low, 1.0, "attention mass kept", percent);
+    let mut all = panels(5, &found, |r| r.mass, low, 1.0, "attention mass kept", percent);
     all.extend(panels(
+        5,
         &found,
         |r| r.error,
         0.0,
@@ -90,9 +96,8 @@ pub fn mass(records: &Records) -> Option<Result<String>> {
         |x| format!("{x:.1}"),
     ));
     (!all.is_empty()).then(|| {
-        let columns = (all.len() / 2).clamp(1, 4);
         let subtitle = format!("{METHOD}error: output without the other blocks against dense, f64");
-        Figure { title: "Selection: mass kept and error by budget".into(), subtitle, columns, panel: (345, 280), panels: all }.draw()
+        Figure { title: "Selection: mass kept and error by budget".into(), subtitle, columns: 2, panel: (460, 270), panels: all }.draw()
     })
 }
 
@@ -100,7 +105,7 @@ pub fn mass(records: &Records) -> Option<Result<String>> {
 pub fn sources(records: &Records) -> Option<Result<String>> {
     let found: Vec<_> = newest(records).into_iter().filter(|r| r.sources > 0).collect();
     let high = found.iter().map(|r| r.sources).max().unwrap_or(0) as f64;
-    let panels = panels(&found, |r| r.sources_kept as f64, 0.0, high, "questions whose source block is kept", whole);
+    let panels = panels(6, &found, |r| r.sources_kept as f64, 0.0, high, "questions whose source block is kept", whole);
     (!panels.is_empty()).then(|| {
         let subtitle = format!("{METHOD}{high:.0} questions");
         Figure { title: "Selection: sources kept by budget".into(), subtitle, columns: panels.len().min(2), panel: (460, 320), panels }

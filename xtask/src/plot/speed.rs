@@ -146,7 +146,7 @@ pub fn cost_of_skipping(records: &Records) -> Option<Result<String>> {
         let panel = Panel {
             title: "1.0: a skipped block costs nothing".into(),
             x: linear("share of the causal blocks skipped", 0.0, 1.0, 5, |x| format!("{x:.1}")),
-            y: linear("time / (share kept x dense time)", 0.8, high, 5, |x| format!("{x:.2}")),
+            y: linear("time / (share kept x dense time)", 0.8, high, 6, |x| format!("{x:.2}")),
             series,
         };
         let figure = Figure {
@@ -167,14 +167,16 @@ pub fn roofline(records: &Records) -> Option<Result<String>> {
         let (rate, bytes, ms) = (r.tflops_selected?, r.bytes.filter(|b| *b > 0.0)?, r.ms?);
         Some(((rate * 1e9 * ms / bytes).log10(), rate.log10()))
     };
+    let shortest = found.iter().filter(|r| r.peer.is_none()).map(|r| r.seq).min();
     let mut series: Vec<Series> = Vec::new();
     for r in &found {
         let Some(point) = point(r) else { continue };
         let name = name(r);
-        let label = if r.peer.is_none() && matches!(r.skip_percent(), Some(0 | 90)) {
-            format!("{}{}", tokens(r.seq), if r.skip_percent() == Some(0) { " dense" } else { ", 90 %" })
-        } else {
-            String::new()
+        let label = match (r.peer.is_none(), r.skip_percent()) {
+            (true, Some(0)) => format!("{} dense", tokens(r.seq)),
+            // Those of longer prompts would lie upon dense points.
+            (true, Some(90)) if Some(r.seq) == shortest => format!("{}, 90 % skipped", tokens(r.seq)),
+            _ => String::new(),
         };
         match series.iter_mut().find(|s| s.name == name) {
             Some(series) => {
@@ -195,7 +197,7 @@ pub fn roofline(records: &Records) -> Option<Result<String>> {
         None => (1979.0, "FP8 tensor core, data sheet"),
     };
     let roof = roof.log10();
-    let (low, high) = (1.0, 5.0);
+    let (low, high) = (1.0, 5.5);
     let mut roofs = Vec::new();
     if let Some((_, bandwidth)) = BANDWIDTH.iter().find(|(name, _)| gpu.contains(name)) {
         let memory = |x: f64| x + (bandwidth / 1e12).log10();
@@ -214,8 +216,8 @@ pub fn roofline(records: &Records) -> Option<Result<String>> {
     series.splice(0..0, roofs);
     let panel = Panel {
         title: "both axes logarithmic".into(),
-        x: decades("FLOP per byte of least traffic (inputs read once, output written once)", low, high, power_of_ten),
-        y: decades("TFLOP/s of selected pairs", 1.0, 3.5, power_of_ten),
+        x: Axis { high, ..decades("FLOP per byte of least traffic (inputs read once, output written once)", low, 5.0, power_of_ten) },
+        y: Axis { high: 3.4, ..decades("TFLOP/s of selected pairs", 1.0, 3.0, power_of_ten) },
         series,
     };
     let figure = Figure {

@@ -7,20 +7,22 @@ use anyhow::Result;
 
 /// Stages from first to last, and their colours.
 const STAGES: [(&str, &str); 3] = [("summarize_kv", "#8fb4dd"), ("select", "#cc7920"), ("attend", "#1654a6")];
-const WIDTH: f64 = 900.0;
+const WIDTH: f64 = 960.0;
 const LEFT: f64 = 90.0;
-const BAR: f64 = 620.0;
+const BAR: f64 = 580.0;
 const ROW: f64 = 58.0;
 const TOP: f64 = 92.0;
 
 /// A bar a length: summarize_kv, select, and what a prefill takes besides them, which is attention.
 pub fn shares(records: &Records) -> Option<Result<String>> {
     let found: Vec<&Speed> = records.standard().into_iter().filter(|r| r.peer.is_none()).collect();
-    // Newest first wins in `find`: `standard` holds each once, whatever its preset.
-    let time = |bench: &str, seq: u64| found.iter().find(|r| r.bench == bench && r.seq == seq).and_then(|r| r.ms);
+    let time = |bench: &str, whole: &Speed| {
+        let selected = |r: &Speed| bench != "select" || (r.preset == whole.preset && r.selector() == whole.selector());
+        found.iter().find(|r| r.bench == bench && r.seq == whole.seq && selected(r)).and_then(|r| r.ms)
+    };
     let mut rows: Vec<(u64, [f64; 3], Option<f64>)> = Vec::new();
-    for r in found.iter().filter(|r| r.bench == "prefill") {
-        let (Some(total), Some(summaries), Some(select)) = (r.ms, time("summarize_kv", r.seq), time("select", r.seq)) else { continue };
+    for r in found.iter().filter(|r| r.bench == "prefill" && r.preset.as_deref() == Some("hpc") && r.selector() == "stem") {
+        let (Some(total), Some(summaries), Some(select)) = (r.ms, time("summarize_kv", r), time("select", r)) else { continue };
         rows.push((r.seq, [summaries, select, (total - summaries - select).max(0.0)], r.skip));
     }
     if rows.is_empty() {
