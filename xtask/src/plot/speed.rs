@@ -175,7 +175,7 @@ pub fn roofline(records: &Records) -> Option<Result<String>> {
         let label = match (r.peer.is_none(), r.skip_percent()) {
             (true, Some(0)) => format!("{} dense", tokens(r.seq)),
             // Those of longer prompts would lie upon dense points.
-            (true, Some(90)) if Some(r.seq) == shortest => format!("{}, 90 % skipped", tokens(r.seq)),
+            (true, Some(90)) if Some(r.seq) == shortest => format!("{}, 90 %", tokens(r.seq)),
             _ => String::new(),
         };
         match series.iter_mut().find(|s| s.name == name) {
