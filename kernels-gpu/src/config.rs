@@ -46,7 +46,7 @@ pub mod attend {
         pub const K: u32 = Q + Q_STAGES * TILE_BYTES as u32;
         /// Transposed V stages.
         pub const V: u32 = K + STAGES * TILE_BYTES as u32;
-        /// What the consumers need to know of each Q stage: the scales of its 128 rows, then a [`crate::pipeline::work`] slot.
+        /// What the consumers need to know of each Q stage: the scales of its 128 rows, then a slot of `pipeline::work`.
         pub const WORK: u32 = V + STAGES * TILE_BYTES as u32;
         /// Bytes of one of them.
         pub const WORK_STAGE: u32 = 128 * 4 + 64;

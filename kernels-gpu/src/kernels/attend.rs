@@ -228,7 +228,7 @@ unsafe fn consume(p: &AttendParams, shared: Shared, wg: u32, thread: u32) {
             }
             write(p, shared.slot(at), &output, &softmax, sum);
             warp::sync();
-            shared.q.release(at, (special::tid_x_again() % 32 == 0) as u32);
+            shared.q.release(at, special::tid_x_again().is_multiple_of(32) as u32);
             tile += count;
             k += 1;
         }
@@ -327,7 +327,7 @@ unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, softmax: &OnlineS
         let factor = |sum: f32| if sum > 0.0 { v_scale * math::rcp(sum) } else { 0.0 };
         let out = p.out + (head as u64) * (HEAD_DIM as u64 * 2);
         store_rows(output, [factor(sum[0]), factor(sum[1])], out, rows, tid % 32);
-        if p.lse != 0 && tid % 4 == 0 {
+        if p.lse != 0 && tid.is_multiple_of(4) {
             let lse = [log_sum(softmax, sum, 0), log_sum(softmax, sum, 1)];
             store_lse(p.lse, p.hq as u32, head, rows, lse);
         }
