@@ -113,10 +113,10 @@ fn pairs<'a>(before: &'a [Speed], after: &'a [Speed]) -> Vec<Pair<'a>> {
 }
 
 /// What must be equal for times to be comparable.
-fn key(r: &Speed) -> (String, String, [u64; 5], Option<i64>, Option<String>, String, Option<String>) {
-    let gpu = r.gpu.clone().unwrap_or_else(|| r.backend.clone());
-    let shape = [r.seq, r.history, r.hq, r.hkv, r.page];
-    (r.bench.clone(), gpu, shape, r.given_skip(), r.preset.clone(), r.selector().to_owned(), r.l2.clone())
+fn key(r: &Speed) -> ([&str; 5], [u64; 5], Option<i64>) {
+    let gpu = r.gpu.as_deref().unwrap_or(&r.backend);
+    let (preset, l2) = (r.preset.as_deref().unwrap_or_default(), r.l2.as_deref().unwrap_or_default());
+    ([&r.bench, gpu, preset, r.selector(), l2], [r.seq, r.history, r.hq, r.hkv, r.page], r.given_skip())
 }
 
 impl Pair<'_> {
