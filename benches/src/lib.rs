@@ -9,7 +9,7 @@ pub mod fidelity;
 pub mod rates;
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion};
+use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 use std::time::Duration;
 use stem_attn::cli::bench::{Engine, Job, L2, Problem, Stage, engine, random_lists};
 use stem_attn::cli::work::Shape;
@@ -59,7 +59,11 @@ impl Machine {
     /// A group of benches that names its backend.
     pub fn group<'a>(&self, c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
         let mut group = c.benchmark_group(format!("{name}-{}", self.backend.name()));
-        group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+        group
+            .sample_size(10)
+            .sampling_mode(SamplingMode::Flat)
+            .warm_up_time(Duration::from_millis(500))
+            .measurement_time(Duration::from_secs(2));
         group
     }
 

@@ -1,12 +1,11 @@
 //! What the host spends, by its own clock: on making a plan (checking a batch, copying its tables) and on queueing a prefill
 //! on one. On the CPU backend: on cutting a batch into blocks, and on checking a call.
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion};
 use stem_attn::cli::bench::Stage;
 use stem_attn_benches::{Machine, time};
 
-fn host(c: &mut Criterion) {
-    let machine = Machine::open();
+pub fn host(c: &mut Criterion, machine: &Machine) {
     let mut group = machine.group(c, "host");
     for &tokens in machine.lengths {
         let case = machine.case(tokens);
@@ -17,6 +16,3 @@ fn host(c: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, host);
-criterion_main!(benches);

@@ -2,12 +2,11 @@
 //! skipping, time(s) / ((1 - s) time(0)), does not depend on what the GPU's clock did meanwhile. Criterion's "elements" are
 //! FLOPs of the selected pairs.
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use stem_attn::cli::bench::Stage;
 use stem_attn_benches::{Machine, time_in_turns};
 
-fn attend(c: &mut Criterion) {
-    let machine = Machine::open();
+pub fn attend(c: &mut Criterion, machine: &Machine) {
     let mut group = machine.group(c, "attend");
     for &tokens in machine.lengths {
         let case = machine.case(tokens);
@@ -23,6 +22,3 @@ fn attend(c: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, attend);
-criterion_main!(benches);

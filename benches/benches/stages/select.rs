@@ -1,11 +1,10 @@
 //! What comes before attention: the summaries of the keys, and the selection of blocks (preset hpc, alpha 0.7).
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use stem_attn::cli::bench::Stage;
 use stem_attn_benches::{Machine, time};
 
-fn select(c: &mut Criterion) {
-    let machine = Machine::open();
+pub fn select(c: &mut Criterion, machine: &Machine) {
     let mut group = machine.group(c, "select");
     for &tokens in machine.lengths {
         let case = machine.case(tokens);
@@ -17,6 +16,3 @@ fn select(c: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, select);
-criterion_main!(benches);

@@ -2,7 +2,7 @@
 //! attention that it replaces), and the whole call as a user of the library makes it, host tensors in and out (`call`, by
 //! the wall clock).
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use std::hint::black_box;
 use stem_attn::cli::bench::Stage;
 use stem_attn::{PrefillOptions, Selection};
@@ -11,8 +11,7 @@ use stem_attn_benches::{Machine, time_in_turns};
 /// The longest call whose copies to and from the device are worth waiting for.
 const LONGEST_CALL: usize = 32_768;
 
-fn prefill(c: &mut Criterion) {
-    let machine = Machine::open();
+pub fn prefill(c: &mut Criterion, machine: &Machine) {
     let mut group = machine.group(c, "prefill");
     for &tokens in machine.lengths {
         let case = machine.case(tokens);
@@ -38,6 +37,3 @@ fn prefill(c: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, prefill);
-criterion_main!(benches);

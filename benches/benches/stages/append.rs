@@ -1,11 +1,10 @@
 //! New K and V into their pages: bf16 in, e4m3 out.
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use stem_attn::cli::bench::Stage;
 use stem_attn_benches::{Machine, time};
 
-fn append(c: &mut Criterion) {
-    let machine = Machine::open();
+pub fn append(c: &mut Criterion, machine: &Machine) {
     let mut group = machine.group(c, "append");
     for &tokens in machine.lengths {
         let case = machine.case(tokens);
@@ -16,6 +15,3 @@ fn append(c: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, append);
-criterion_main!(benches);
