@@ -152,7 +152,8 @@ impl Plan {
 
     /// Columns of a score row; 0 for a plan that does not score.
     pub fn score_stride(&self) -> usize {
-        self.layout.select.map_or(0, |s| s.score_stride)
+        let of_probe = self.layout.probe.map_or(0, |p| p.score_stride);
+        self.layout.select.map_or(of_probe, |s| s.score_stride)
     }
 
     /// Checks lists in host memory against the batch and copies them to the device, for a plan with

@@ -70,7 +70,7 @@ impl Plan {
     /// # Errors
     /// As [`Self::run`]; [`Error::Driver`] also when memory runs out.
     pub fn scores(&self, stream: &Arc<CudaStream>, tensors: &PrefillTensors<'_>, workspace: &mut Workspace) -> Result<Option<Vec<f32>>> {
-        if self.selecting().is_none() {
+        if self.layout.selected().is_none() {
             return Ok(None);
         }
         let extents = [self.heads.hq, self.geometry().total_qb(), self.score_stride()];
@@ -167,7 +167,7 @@ impl Plan {
                 scales: tensors.scales,
                 k_tiles: placed.at(regions.k_tiles),
                 lists: placed.lists([regions.lists, regions.counts], regions.list_stride),
-                scores: None,
+                scores: scores.map(|scores| (scores, self.score_stride())),
                 softmax_scale: self.softmax_scale,
             };
             return ops::probe(at, &args, probe, config);

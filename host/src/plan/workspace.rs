@@ -50,6 +50,8 @@ pub(super) struct ProbeRegions {
     pub lists: Region,
     /// i32 `[hq, total_qb]`.
     pub counts: Region,
+    /// Columns of a score row, where scores are asked for.
+    pub score_stride: usize,
     /// Capacity of a list.
     pub list_stride: usize,
 }
@@ -93,6 +95,7 @@ impl Layout {
                 k_tiles: region("k_tiles", &ops::key_tiles(geometry, heads.hkv), 1)?,
                 lists: region("lists", &[heads.hq, total_qb, geometry.list_stride], size_of::<i32>())?,
                 counts: region("counts", &[heads.hq, total_qb], size_of::<i32>())?,
+                score_stride: geometry.max_kb.max(1),
                 list_stride: geometry.list_stride,
             }),
             _ => None,

@@ -80,8 +80,10 @@ fn the_backends_agree(#[values(8, 4)] query_pool: u32) {
     let options = PrefillOptions::default();
     let cuda = gpu.prefill(&batch.inputs(), Selection::Stem(&config), &options).expect("prefill");
     let cpu = Backend::Cpu.prefill(&batch.inputs(), Selection::Stem(&config), &options).expect("prefill");
-    assert!(cuda.scores.is_none(), "no score tensor");
     let geometry = batch.geometry(true, Some(&config));
+    let scores = cuda.scores.as_ref().expect("scores");
+    let want = reference::topk(scores, cuda.score_stride, batch.hq, &geometry, &config).expect("top-k");
+    assert_lists(&cuda.lists, &want);
     cuda.lists.validate(batch.hq, &geometry).expect("lists that the rows may have");
     let mut common = 0;
     for head in 0..batch.hq {
