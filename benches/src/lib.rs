@@ -1,101 +1,132 @@
-//! Inputs of the prefill bench, random N(0, 1) data in e4m3 drawn once per shape, the records of its stages, and the rates of
-//! single instructions ([`rates`]).
+//! What the criterion benches share, the rates of single instructions ([`rates`]), and what selection loses
+//! ([`fidelity`]).
+//!
+//! Problems and engines are those of `stem bench`: N(0, 1) data in e4m3, pages in random order, random block lists. The clock
+//! is the GPU's (CUDA events), the L2 cache is flushed before every launch, and where two variants are to be compared each
+//! is timed with launches of the other between its own.
 
+pub mod fidelity;
 pub mod rates;
 
-use float8::F8E4M3;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
-use rand_distr::StandardNormal;
-use std::io::Write;
-use stem_attn::record::{self, Record};
-use stem_attn::{Backend, PrefillInputs, PrefillOptions, PrefillOutput, fp8};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, SamplingMode};
+use std::time::Duration;
+use stem_attn::cli::bench::{Engine, Job, L2, Problem, Stage, engine, random_lists};
+use stem_attn::cli::work::Shape;
+use stem_attn::{Backend, BackendKind, BlockLists, Preset, StemConfig};
 
-/// One request whose tokens are all new; all scales are 1.
-pub struct Layer {
-    q: Vec<F8E4M3>,
-    k: Vec<F8E4M3>,
-    v: Vec<F8E4M3>,
-    q_scale: Vec<f32>,
-    lens: [i32; 2],
+/// Names a file that the bench of instruction rates appends its records to.
+pub const RECORDS: &str = "STEM_RECORDS";
+
+/// Launches queued at once: enough to hide the host, few enough events.
+const QUEUED: u64 = 64;
+
+/// A backend and the shapes that end on it in reasonable time.
+pub struct Machine {
+    /// Where the benches run.
+    pub backend: Backend,
+    /// Lengths in tokens.
+    pub lengths: &'static [usize],
     heads: [usize; 2],
 }
 
-impl Layer {
-    /// `tokens` tokens, `hq` query heads on `hkv` KV heads.
-    pub fn random(tokens: usize, hq: usize, hkv: usize) -> Self {
-        let mut rng = StdRng::seed_from_u64(tokens as u64);
-        let mut draw = |heads: usize| (0..tokens * heads * 128).map(|_| fp8::encode(rng.sample(StandardNormal))).collect();
-        let (q, k, v) = (draw(hq), draw(hkv), draw(hkv));
-        Self { q, k, v, q_scale: vec![1.0; tokens * hq], lens: [0, tokens as i32], heads: [hq, hkv] }
-    }
-
-    /// The form that backends take.
-    pub fn inputs(&self) -> PrefillInputs<'_> {
-        PrefillInputs {
-            q: &self.q,
-            q_scale: &self.q_scale,
-            k: &self.k,
-            v: &self.v,
-            k_scale: &[1.0],
-            v_scale: &[1.0],
-            hq: self.heads[0],
-            hkv: self.heads[1],
-            cu_seqlens_q: &self.lens,
-            cu_seqlens_kv: &self.lens,
-            prompt_lens: &self.lens[1..],
+impl Machine {
+    /// The GPU where there is one. Otherwise says why not and takes the CPU reference, with shapes that end in seconds.
+    ///
+    /// # Panics
+    /// When there is a GPU that does not start: a bench has nobody to return an error to.
+    pub fn open() -> Self {
+        match Backend::open(BackendKind::Cuda) {
+            Ok(backend) => Self { backend, lengths: &[8192, 32_768, 131_072], heads: [32, 4] },
+            Err(reason @ stem_attn::Error::Unavailable(_)) => {
+                eprintln!("{reason}: the CPU reference is measured instead, which is no yardstick");
+                Self { backend: Backend::Cpu, lengths: &[1024], heads: [2, 1] }
+            }
+            Err(broken) => panic!("{broken}"),
         }
     }
-}
 
-/// Names a file that the benches append their records to.
-pub const RECORDS: &str = "STEM_RECORDS";
+    /// One request of `tokens` tokens, all of them new.
+    ///
+    /// # Panics
+    /// When memory does not hold it.
+    pub fn case(&self, tokens: usize) -> Case {
+        let shape = Shape { tokens, kv_tokens: tokens, hq: self.heads[0], hkv: self.heads[1] };
+        let config = StemConfig { alpha: 0.7, ..StemConfig::preset(Preset::Hpc) };
+        Case { problem: Problem::new(shape, 64, tokens as u64).expect("a problem that memory holds"), config }
+    }
 
-/// The record of a prefill of `layer` (a multiple of 128 tokens): its stages' times added, on the GPU by CUDA events.
-pub fn record(backend: &Backend, layer: &Layer, preset: &str, options: &PrefillOptions, output: &PrefillOutput) -> Record {
-    let [hq, hkv] = layer.heads;
-    let tokens = layer.lens[1] as u64;
-    let (kept, rows) = (output.lists.kept(), tokens / 128 * hq as u64);
-    let (below, diagonal) = (128 * 128, 128 * 129 / 2);
-    let times = [output.times.summarize_kv, output.times.select, output.times.attend];
-    let ms = times.iter().map(|t| t.ms).sum::<f64>();
-    // 4 x 128 FLOPs a visible pair of query and key; every row keeps its diagonal block.
-    let tflops = |pairs: u64| Some(512.0 * pairs as f64 / (ms * 1e9)).filter(|rate| rate.is_finite());
-    let info = match backend {
-        Backend::Cuda(cuda) => Some(cuda.info()),
-        _ => None,
-    };
-    Record {
-        bench: "prefill".into(),
-        backend: backend.name().into(),
-        gpu: info.map(|i| i.name.clone()),
-        driver: info.and_then(|i| i.driver_version.clone()),
-        hq,
-        hkv,
-        d: 128,
-        seq: tokens as usize,
-        page: options.page_size,
-        skip: Some(1.0 - kept as f64 / ((tokens / 128) * (tokens / 128 + 1) / 2 * hq as u64) as f64),
-        softmax: Some("exact".into()),
-        preset: Some(preset.into()),
-        ms,
-        p10: times.iter().map(|t| t.p10).sum(),
-        p90: times.iter().map(|t| t.p90).sum(),
-        repeat: options.repeat,
-        l2: info.map(|_| "warm".into()),
-        tflops_selected: tflops(kept.saturating_sub(rows) * below + rows * diagonal),
-        tflops_dense_equiv: tflops(tokens * (tokens + 1) / 2 * hq as u64),
-        command: "cargo bench --package stem-attn-benches".into(),
-        commit: record::commit(),
-        date: record::now(),
-        ..Record::default()
+    /// A group of benches that names its backend.
+    pub fn group<'a>(&self, c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+        let mut group = c.benchmark_group(format!("{name}-{}", self.backend.name()));
+        group
+            .sample_size(10)
+            .sampling_mode(SamplingMode::Flat)
+            .warm_up_time(Duration::from_millis(500))
+            .measurement_time(Duration::from_secs(2));
+        group
+    }
+
+    /// Prepares a stage. `lists`: blocks that `attend` attends to; `None` is every visible one.
+    ///
+    /// # Panics
+    /// When it cannot be prepared.
+    pub fn engine<'a>(&'a self, case: &'a Case, stage: Stage, lists: Option<&'a BlockLists>) -> Box<dyn Engine + 'a> {
+        let job = Job { stage, problem: &case.problem, config: &case.config, lists, l2: L2::Flushed };
+        engine(&self.backend, job).expect("a stage that can run")
     }
 }
 
-/// Appends a record to the file that [`RECORDS`] names, if it does.
+/// A problem and how its blocks are selected.
+pub struct Case {
+    /// Tensors.
+    pub problem: Problem,
+    /// Selection: preset hpc with alpha 0.7.
+    pub config: StemConfig,
+}
+
+impl Case {
+    /// Random lists that leave out the share `skip` of the causal blocks.
+    ///
+    /// # Panics
+    /// When the problem cannot be cut into blocks.
+    pub fn lists(&self, skip: f64) -> BlockLists {
+        let geometry = self.problem.geometry(None).expect("blocks");
+        random_lists(&geometry, self.problem.shape.hq, skip, 0).expect("lists")
+    }
+
+    /// FLOPs of the visible pairs in the blocks of `lists`, or of all: 4 x 128 each.
+    pub fn flops(&self, lists: Option<&BlockLists>) -> u64 {
+        512 * lists.map_or_else(|| self.problem.shape.visible_pairs(), |lists| self.problem.shape.selected_pairs(lists))
+    }
+}
+
+/// Time of `launches` launches.
 ///
-/// # Errors
-/// When the file cannot be written.
-pub fn append(record: &Record) -> std::io::Result<()> {
-    let Some(path) = std::env::var_os(RECORDS) else { return Ok(()) };
-    std::fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(record.to_line().as_bytes())
+/// # Panics
+/// When a launch fails.
+pub fn time(engine: &mut dyn Engine, launches: u64) -> Duration {
+    let mut sum = 0.0;
+    let mut left = launches;
+    while left > 0 {
+        let queued = left.min(QUEUED);
+        sum += engine.time(queued as usize).expect("a launch").iter().sum::<f64>();
+        left -= queued;
+    }
+    Duration::from_secs_f64(sum / 1e3)
+}
+
+/// Time of `launches` launches of `engine`, each followed by one of `partner`, which is not counted: two engines measured
+/// as each other's partners see the same clocks, power and temperature.
+///
+/// # Panics
+/// When a launch fails.
+pub fn time_in_turns(engine: &mut dyn Engine, partner: &mut dyn Engine, launches: u64) -> Duration {
+    (0..launches)
+        .map(|_| {
+            let mine = time(engine, 1);
+            time(partner, 1);
+            mine
+        })
+        .sum()
 }

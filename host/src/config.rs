@@ -3,6 +3,10 @@
 //! Source of every formula and number: the two published statements of Stem (Tencent hpc-ops' operators and the torch
 //! reference in AngelSlim), here as presets of one parametrised form.
 
+mod probe;
+
+pub use probe::{GroupNorm, KeyModel, Normaliser, ProbeConfig};
+
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -67,10 +71,24 @@ pub enum TieRule {
     KeepAll,
 }
 
+/// How block pairs are scored. Budgets, guards and ties are the same for both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selector {
+    /// The Output-Aware Metric: cheapest, blind to a single key among 128.
+    #[default]
+    Stem,
+    /// Pooled queries against pooled keys: keeps what sharp heads look for.
+    Probe(ProbeConfig),
+}
+
 /// Everything that decides which key blocks a query block attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StemConfig {
-    /// Score.
+    /// Which score.
+    #[serde(default)]
+    pub selector: Selector,
+    /// Stem's score.
     pub oam: OamConfig,
     /// Start value of the budgets.
     pub schedule: Schedule,
@@ -109,7 +127,17 @@ impl StemConfig {
                 Schedule::Ratio { ratio: 0.25, floor: 54 },
             ),
         };
-        Self { oam, schedule, alpha: 1.0, sink: 4, window: 4, guards: Guards::InsideBudget, ties: TieRule::LowestIndex, causal: true }
+        Self {
+            selector: Selector::Stem,
+            oam,
+            schedule,
+            alpha: 1.0,
+            sink: 4,
+            window: 4,
+            guards: Guards::InsideBudget,
+            ties: TieRule::LowestIndex,
+            causal: true,
+        }
     }
 
     /// Checks every field.
@@ -128,6 +156,9 @@ impl StemConfig {
             if !ok {
                 return Err(Error::value(name, expected, got));
             }
+        }
+        if let Selector::Probe(probe) = &self.selector {
+            probe.validate()?;
         }
         match self.schedule {
             Schedule::Ratio { ratio, .. } if !(ratio.is_finite() && ratio > 0.0 && ratio <= 1.0) => {

@@ -17,7 +17,8 @@ pub struct Geometry {
     pub requests: Vec<Request>,
     /// `[total_qb]`, with budgets; a dense row's budget is the number of blocks it sees (at least 1).
     pub query_blocks: Vec<QueryBlock>,
-    /// `[total_kb]`.
+    /// `[total_kb]`: those of the requests' whole prompts, so that what is known of a block stays at its place from chunk to
+    /// chunk. Blocks past a request's `kb_len` have no token yet.
     pub key_blocks: Vec<KeyBlock>,
     /// New tokens over all requests.
     pub total_q: usize,
@@ -89,9 +90,10 @@ impl Geometry {
         let request = request(q_start, q_len, kv_len, qb_start, index("key blocks", self.key_blocks.len())?);
         let Request { qb_len, kb_len, first_block, .. } = request;
         let id = index("requests", b)?;
+        let room = blocks(prompt_len);
         // The ends must fit too: kernels compute start + length in 32 bits.
         index("query blocks", self.query_blocks.len() + qb_len as usize)?;
-        index("key blocks", self.key_blocks.len() + kb_len as usize)?;
+        index("key blocks", self.key_blocks.len() + room as usize)?;
         for block in first_block..first_block + qb_len {
             let candidates = if self.causal { kb_len.min(block + 1) } else { kb_len } as usize;
             let (budget, capacity) = match selection {
@@ -105,7 +107,7 @@ impl Geometry {
             self.list_stride = self.list_stride.max(capacity);
             self.query_blocks.push(QueryBlock { request: id, block, budget: index("budget", budget)?, reserved: 0 });
         }
-        self.key_blocks.extend((0..kb_len).map(|block| KeyBlock { request: id, block }));
+        self.key_blocks.extend((0..room).map(|block| KeyBlock { request: id, block }));
         self.max_qb = self.max_qb.max(qb_len as usize);
         self.max_kb = self.max_kb.max(kb_len as usize);
         self.requests.push(request);
@@ -120,7 +122,7 @@ impl Geometry {
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |name, b: usize| Err(Error::value(name, "what `Geometry::new` makes", format!("something else at request {b}")));
         let (mut q_start, mut kv) = (0i32, 0usize);
-        let (mut query_blocks, mut key_blocks) = (self.query_blocks.iter(), self.key_blocks.iter());
+        let (mut query_blocks, mut key_blocks) = (self.query_blocks.iter(), self.key_blocks.iter().peekable());
         let (mut qb_start, mut kb_start, mut longest) = (0usize, 0usize, [0usize; 2]);
         for (b, r) in self.requests.iter().enumerate() {
             let (id, first_qb, first_kb) = (index("requests", b)?, index("query blocks", qb_start)?, index("key blocks", kb_start)?);
@@ -130,11 +132,18 @@ impl Geometry {
             if !(0..r.qb_len).all(|i| query_blocks.next().is_some_and(|q| q.request == id && q.block == r.first_block + i)) {
                 return wrong("query_blocks", b);
             }
-            if !(0..r.kb_len).all(|i| key_blocks.next() == Some(&KeyBlock { request: id, block: i })) {
+            let mut room = 0;
+            while let Some(block) = key_blocks.next_if(|k| k.request == id) {
+                if block.block != room {
+                    return wrong("key_blocks", b);
+                }
+                room += 1;
+            }
+            if room < r.kb_len {
                 return wrong("key_blocks", b);
             }
             q_start = q_start.checked_add(r.q_len).ok_or_else(|| Error::value("total_q", "at most 2,147,483,647", "more"))?;
-            (qb_start, kb_start, kv) = (qb_start + r.qb_len as usize, kb_start + r.kb_len as usize, kv + r.kv_len as usize);
+            (qb_start, kb_start, kv) = (qb_start + r.qb_len as usize, kb_start + room as usize, kv + r.kv_len as usize);
             longest = [longest[0].max(r.qb_len as usize), longest[1].max(r.kb_len as usize)];
         }
         let ends = query_blocks.next().is_none() && key_blocks.next().is_none();
@@ -149,7 +158,7 @@ impl Geometry {
         self.query_blocks.len()
     }
 
-    /// Key blocks over all requests.
+    /// Key blocks over all requests, those of their whole prompts.
     pub fn total_kb(&self) -> usize {
         self.key_blocks.len()
     }

@@ -37,7 +37,7 @@ pub mod cli;
 pub mod record;
 
 pub use backend::{Backend, BackendKind, PrefillOptions, PrefillOutput, StageTimes};
-pub use config::{Guards, OamConfig, Preset, Schedule, Selection, StemConfig, TieRule};
+pub use config::{Guards, OamConfig, Preset, ProbeConfig, Schedule, Selection, Selector, StemConfig, TieRule};
 pub use error::{Error, Result};
 pub use geometry::Geometry;
 pub use mask::BlockLists;

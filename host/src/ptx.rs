@@ -14,8 +14,10 @@ pub enum PtxModule {
     AppendKv,
     /// Key sums, run norms, V tiles.
     SummarizeKv,
-    /// Query sums, value term, scores, top-k.
+    /// Scores, budgets, top-k.
     Select,
+    /// Key means, and the probe selector.
+    SelectProbe,
     /// Lists from masks in other forms.
     Lists,
     /// Attention.
@@ -24,7 +26,7 @@ pub enum PtxModule {
 
 impl PtxModule {
     /// Every module.
-    pub const ALL: [Self; 5] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::Lists, Self::Attend];
+    pub const ALL: [Self; 6] = [Self::AppendKv, Self::SummarizeKv, Self::Select, Self::SelectProbe, Self::Lists, Self::Attend];
 
     /// File name without its extension.
     pub const fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl PtxModule {
             Self::AppendKv => "append_kv",
             Self::SummarizeKv => "summarize_kv",
             Self::Select => "select",
+            Self::SelectProbe => "select_probe",
             Self::Lists => "lists",
             Self::Attend => "attend",
         }
@@ -43,6 +46,7 @@ impl PtxModule {
             Self::AppendKv => include_str!("../ptx/append_kv.ptx"),
             Self::SummarizeKv => include_str!("../ptx/summarize_kv.ptx"),
             Self::Select => include_str!("../ptx/select.ptx"),
+            Self::SelectProbe => include_str!("../ptx/select_probe.ptx"),
             Self::Lists => include_str!("../ptx/lists.ptx"),
             Self::Attend => include_str!("../ptx/attend.ptx"),
         }
@@ -58,14 +62,12 @@ pub enum KernelId {
     SummarizeKv,
     /// The same, for keys with a scale each.
     SummarizeKvTokenScales,
-    /// Group sums of the queries.
-    QuerySums,
-    /// Value term of every key block.
-    ValueBias,
-    /// Scores of every (query block, key block) pair.
-    Scores,
-    /// Lists of every query block.
-    Topk,
+    /// From queries and summaries to the lists of every query block.
+    Select,
+    /// e4m3 means of every eight keys.
+    ProbeMeans,
+    /// Scores from pooled queries and keys, and their lists.
+    Probe,
     /// Lists of a byte mask.
     ListsFromMask,
     /// Lists of compressed sparse rows.
@@ -78,14 +80,13 @@ pub enum KernelId {
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::AppendKv,
         Self::SummarizeKv,
         Self::SummarizeKvTokenScales,
-        Self::QuerySums,
-        Self::ValueBias,
-        Self::Scores,
-        Self::Topk,
+        Self::Select,
+        Self::ProbeMeans,
+        Self::Probe,
         Self::ListsFromMask,
         Self::ListsFromCsr,
         Self::Attend,
@@ -97,7 +98,8 @@ impl KernelId {
         match self {
             Self::AppendKv => PtxModule::AppendKv,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => PtxModule::SummarizeKv,
-            Self::QuerySums | Self::ValueBias | Self::Scores | Self::Topk => PtxModule::Select,
+            Self::Select => PtxModule::Select,
+            Self::ProbeMeans | Self::Probe => PtxModule::SelectProbe,
             Self::ListsFromMask | Self::ListsFromCsr => PtxModule::Lists,
             Self::Attend | Self::AttendTokenScales => PtxModule::Attend,
         }
@@ -109,10 +111,9 @@ impl KernelId {
             Self::AppendKv => "append_kv_bf16_d128",
             Self::SummarizeKv => "summarize_kv_fp8_d128",
             Self::SummarizeKvTokenScales => "summarize_kv_fp8_d128_token_scales",
-            Self::QuerySums => "select_query_sums",
-            Self::ValueBias => "select_value_bias",
-            Self::Scores => "select_scores",
-            Self::Topk => "select_topk",
+            Self::Select => "select_stem",
+            Self::ProbeMeans => "select_probe_means",
+            Self::Probe => "select_probe_lists",
             Self::ListsFromMask => "lists_from_mask",
             Self::ListsFromCsr => "lists_from_csr",
             Self::Attend => "attend_fp8_d128",
@@ -125,10 +126,9 @@ impl KernelId {
         match self {
             Self::AppendKv => config::append_kv::THREADS,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::THREADS,
-            Self::QuerySums => config::select::query_sums::THREADS,
-            Self::ValueBias => config::select::value_bias::THREADS,
-            Self::Scores => config::select::scores::THREADS,
-            Self::Topk => config::select::topk::THREADS,
+            Self::Select => config::select::THREADS,
+            Self::ProbeMeans => config::probe_sel::MEANS_THREADS,
+            Self::Probe => config::probe_sel::THREADS,
             Self::ListsFromMask | Self::ListsFromCsr => config::lists::THREADS,
             Self::Attend | Self::AttendTokenScales => config::attend::THREADS,
         }
@@ -139,10 +139,9 @@ impl KernelId {
         match self {
             Self::AppendKv => config::append_kv::SMEM_BYTES,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::SMEM_BYTES,
-            Self::QuerySums => config::select::query_sums::SMEM_BYTES,
-            Self::ValueBias => config::select::value_bias::SMEM_BYTES,
-            Self::Scores => config::select::scores::SMEM_BYTES,
-            Self::Topk => config::select::topk::SMEM_BYTES,
+            Self::Select => config::select::smem::BYTES,
+            Self::ProbeMeans => config::probe_sel::MEANS_SMEM_BYTES,
+            Self::Probe => config::probe_sel::smem::BYTES,
             Self::ListsFromMask | Self::ListsFromCsr => config::lists::SMEM_BYTES,
             Self::Attend => config::attend::smem::BYTES,
             Self::AttendTokenScales => config::attend::smem::BYTES_TOKEN_SCALES,
@@ -173,10 +172,9 @@ mod tests {
             (KernelId::AppendKv, vec![size_of::<abi::AppendKvParams>()]),
             (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::SummarizeKvTokenScales, vec![size_of::<abi::SummarizeKvParams>()]),
-            (KernelId::QuerySums, vec![size_of::<abi::QuerySumsParams>()]),
-            (KernelId::ValueBias, vec![size_of::<abi::ValueBiasParams>()]),
-            (KernelId::Scores, vec![size_of::<abi::ScoresParams>(), 128, 128]),
-            (KernelId::Topk, vec![size_of::<abi::TopkParams>()]),
+            (KernelId::Select, vec![size_of::<abi::SelectParams>(), 128]),
+            (KernelId::ProbeMeans, vec![size_of::<abi::ProbeMeansParams>()]),
+            (KernelId::Probe, vec![size_of::<abi::SelectProbeParams>()]),
             (KernelId::ListsFromMask, vec![size_of::<abi::MaskListsParams>()]),
             (KernelId::ListsFromCsr, vec![size_of::<abi::CsrListsParams>()]),
             (KernelId::Attend, vec![size_of::<abi::AttendParams>(), 128, 128]),

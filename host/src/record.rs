@@ -4,13 +4,15 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A measured stage. What is not known, or has no meaning for the stage, is `null`.
+/// A measured stage. What is not known, or has no meaning for the stage, is `null`; lines written before a field existed
+/// lack it.
 ///
 /// FLOPs count visible (query, key) pairs only, 4 x 128 each; `tflops_selected` those inside the selected blocks,
-/// `tflops_dense_equiv` all of them, both over the stage's median time.
+/// `tflops_dense_equiv` all of them, both over the stage's median time. Of `gemm`, the roof, both are 2 x M x N x K.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// `attend`, `select`, `summarize_kv`, `append_kv` or `prefill` (summarize_kv, select and attend together).
+    /// `attend`, `select`, `summarize_kv`, `append_kv`, `prefill` (summarize_kv, select and attend together), `host_plan` or
+    /// `host_run` (host time of making a plan and of queueing a prefill on it), or `gemm` (a peer's matrix product).
     pub bench: String,
     /// `cuda` or `cpu`.
     pub backend: String,
@@ -32,7 +34,7 @@ pub struct Record {
     pub seq: usize,
     /// Tokens before them.
     pub history: usize,
-    /// Tokens in a KV page.
+    /// Tokens in a KV page; 0 where K and V are not paged.
     pub page: usize,
     /// Share of causal blocks not attended to; only of stages that select or attend.
     pub skip: Option<f64>,
@@ -40,6 +42,8 @@ pub struct Record {
     pub softmax: Option<String>,
     /// Where the blocks come from: `hpc`, `paper`, `dense`, `random` or `block_mask`; only of stages that select or attend.
     pub preset: Option<String>,
+    /// What scored the blocks: `stem`, `probe` or `probe-fine`; only of stages that select.
+    pub selector: Option<String>,
     /// Median of the repetitions, milliseconds. Of `prefill --report`'s line `prefill`: the stages' medians (and percentiles) added.
     pub ms: f64,
     /// 10th percentile.
@@ -48,16 +52,28 @@ pub struct Record {
     pub p90: f64,
     /// Timed repetitions.
     pub repeat: usize,
-    /// State of the L2 cache before each timed launch.
+    /// Turns that the repetitions were spread over, other measurements of the same run between them.
+    pub rounds: Option<usize>,
+    /// When the run began that the line belongs to: lines with one name were measured in turns on one machine.
+    pub run: Option<String>,
+    /// State of the L2 cache before each timed launch: `warm` (what the launch before left), or `flushed`.
     pub l2: Option<String>,
     /// TFLOP/s of the visible pairs inside the selected blocks.
     pub tflops_selected: Option<f64>,
     /// TFLOP/s as if every visible pair had been computed.
     pub tflops_dense_equiv: Option<f64>,
+    /// Least traffic with device memory: every input of the stage read once, every output written once.
+    pub bytes: Option<u64>,
+    /// Relative error (2-norm) against f64 attention on the same blocks and FP8 values, over sampled rows.
+    pub error: Option<f64>,
     /// SM clocks per 128 x 128 tile: clock x SMs x time / executed tiles.
     pub cycles_per_tile: Option<f64>,
     /// Name of the peer, where the line is a peer's.
     pub peer: Option<String>,
+    /// Element type that the peer computes with, where the line is a peer's.
+    pub dtype: Option<String>,
+    /// Where the figure is from, where it was not measured by the command.
+    pub source: Option<String>,
     /// The command that made the line.
     pub command: String,
     /// Commit of the source.
@@ -123,9 +139,13 @@ pub fn commit() -> Option<String> {
     git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
 }
 
-/// The command line, the program by its bare name and files given by an absolute path by theirs: a record must not carry
-/// a machine's folders.
+/// The command that made a record: `STEM_COMMAND` of the environment where another program runs this one, else the command
+/// line, the program by its bare name and files given by an absolute path by theirs: a record must not carry a machine's
+/// folders.
 pub fn command() -> String {
+    if let Ok(command) = std::env::var("STEM_COMMAND") {
+        return command;
+    }
     let words = std::env::args_os().skip(1).map(|word| without_folders(&word.to_string_lossy()));
     std::iter::once("stem".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }

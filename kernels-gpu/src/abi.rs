@@ -18,7 +18,8 @@ pub struct Request {
     pub qb_start: i32,
     /// Number of its query blocks: `ceil(kv_len/128) - (kv_len - q_len)/128`, or 0 when `q_len` is 0.
     pub qb_len: i32,
-    /// Index of its first key block among all key blocks (key sums, run norms and V tiles are indexed so).
+    /// Index of its first key block among all key blocks (key sums, run norms and V tiles are indexed so). A request has room for
+    /// the blocks of its whole prompt.
     pub kb_start: i32,
     /// Number of its key blocks: `ceil(kv_len/128)`.
     pub kb_len: i32,
@@ -149,7 +150,8 @@ pub struct AppendKvParams {
     pub reserved: i32,
 }
 
-/// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of every key block. Grid (total_kb, hkv), 128 threads.
+/// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of key blocks: all of them, or those with new tokens, which
+/// are the query blocks. Grid (blocks, hkv), 128 threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SummarizeKvParams {
@@ -161,8 +163,8 @@ pub struct SummarizeKvParams {
     pub page_table: u64,
     /// [`Request`] `[batch]`.
     pub requests: u64,
-    /// [`KeyBlock`] `[total_kb]`.
-    pub key_blocks: u64,
+    /// The blocks: [`KeyBlock`] `[total_kb]`, or [`QueryBlock`] `[total_qb]`, which begins with the same two numbers.
+    pub blocks: u64,
     /// f32 `[1]` or `[hkv]`.
     pub k_scale: u64,
     /// f32 `[1]` or `[hkv]`.
@@ -193,14 +195,18 @@ pub struct SummarizeKvParams {
     pub total_kb: i32,
     /// KV heads.
     pub hkv: i32,
-    /// Zero.
-    pub reserved: i32,
+    /// Bytes from one entry of `blocks` to the next.
+    pub block_stride: i32,
 }
 
-/// `select_query_sums`: group sums of the queries. Grid (total_qb, hq), 128 threads.
+/// `select_stem` (parameter 0; parameter 1 is the tensor map of the key sums): from queries and summaries to block lists.
+/// Grid `hq` times the strips of a head (or fewer, a multiple of the cluster), [`crate::config::select::THREADS`] threads, in
+/// clusters of heads that share a KV head.
+///
+/// Tensor map of the key sums: bf16, 3D `[2048, total_kb, hkv]`, box `[64, 64, 1]`, 128-byte swizzle, zero fill.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct QuerySumsParams {
+pub struct SelectParams {
     /// e4m3 `[total_q, hq, 128]` with strides `q_rows`.
     pub q: u64,
     /// f32 `[total_q, hq]`.
@@ -211,83 +217,23 @@ pub struct QuerySumsParams {
     pub requests: u64,
     /// [`QueryBlock`] `[total_qb]`.
     pub query_blocks: u64,
-    /// Out: bf16 `[hq, total_qb, 16, 128]`, group g at g.
-    pub q_sums: u64,
-    /// Query heads.
-    pub hq: i32,
-    /// Query blocks over all requests.
-    pub total_qb: i32,
-}
-
-/// `select_value_bias`: z-scores of the run norms, averaged per block. Grid (batch, hkv), 256 threads.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ValueBiasParams {
     /// f32 `[hkv, total_kb, 8]`.
     pub run_norms: u64,
-    /// [`Request`] `[batch]`.
-    pub requests: u64,
-    /// Out: f32 `[hkv, total_kb]`.
-    pub v_bias: u64,
-    /// Weight of the value term.
-    pub lambda: f32,
-    /// 1: mean and deviation over every run of the padded length (preset hpc); 0: over runs with a token.
-    pub count_empty_runs: i32,
-    /// Key blocks over all requests.
-    pub total_kb: i32,
-    /// KV heads.
-    pub hkv: i32,
-}
-
-/// `select_scores` (parameter 0; parameters 1 and 2 are the tensor maps of `q_sums` and `k_sums`): bf16 GEMM per head.
-/// Grid (ceil(max kb_len/128), ceil(max qb_len/128), batch * hq), [`crate::config`] threads.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ScoresParams {
-    /// f32 `[hkv, total_kb]`.
-    pub v_bias: u64,
-    /// [`Request`] `[batch]`.
-    pub requests: u64,
-    /// Out: f32 `[hq, total_qb, score_stride]`; column j is key block j of the row's request.
-    pub scores: u64,
-    /// Weight of the anti-diagonal sum.
-    pub qk_scale: f32,
-    /// 1: round the score to bf16 (preset hpc).
-    pub round_bf16: i32,
-    /// Columns of a score row, at least the largest `kb_len`.
-    pub score_stride: i32,
-    /// Query heads.
-    pub hq: i32,
-    /// Query heads per KV head.
-    pub group: i32,
-    /// Query blocks over all requests.
-    pub total_qb: i32,
-    /// Key blocks over all requests.
-    pub total_kb: i32,
-    /// 1: tiles wholly above the diagonal are skipped (their scores are never read).
-    pub causal: i32,
-}
-
-/// `select_topk`: budgets, guards and exact top-k of each score row. Grid (total_qb, hq), 256 threads.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TopkParams {
-    /// f32 `[hq, total_qb, score_stride]`.
-    pub scores: u64,
-    /// [`QueryBlock`] `[total_qb]`.
-    pub query_blocks: u64,
-    /// [`Request`] `[batch]`.
-    pub requests: u64,
     /// Out: i32 `[hq, total_qb, list_stride]`, ascending key-block indices.
     pub lists: u64,
     /// Out: i32 `[hq, total_qb]`.
     pub counts: u64,
-    /// Columns of a score row.
-    pub score_stride: i32,
-    /// Entries of a list, at least the largest possible count.
-    pub list_stride: i32,
-    /// Query blocks over all requests.
-    pub total_qb: i32,
+    /// Out, or 0: f32 rows of `score_stride` columns, `[hq, total_qb]` of them, or `[blocks of the grid, 32]` where
+    /// `scores_by_block` is 1: scratch of rows that are longer than shared memory holds.
+    pub scores: u64,
+    /// Weight of the anti-diagonal sum.
+    pub qk_scale: f32,
+    /// Weight of the value term.
+    pub lambda: f32,
+    /// 1: round the score to bf16 (preset hpc).
+    pub round_bf16: i32,
+    /// 1: mean and deviation over every run of the padded length (preset hpc); 0: over runs with a token.
+    pub count_empty_runs: i32,
     /// 1: candidates end at the diagonal block.
     pub causal: i32,
     /// First blocks always kept.
@@ -298,6 +244,112 @@ pub struct TopkParams {
     pub guards_on_top: i32,
     /// 0: exact count, ties to the lower index; 1: every tie kept.
     pub keep_all_ties: i32,
+    /// Query blocks of a strip, at most [`crate::config::select::ROWS`].
+    pub strip: i32,
+    /// Columns of a row of `scores`.
+    pub score_stride: i32,
+    /// 1: `scores` has rows for each block of the grid, and is scratch; 0: for every query block.
+    pub scores_by_block: i32,
+    /// Entries of a list, at least the largest possible count.
+    pub list_stride: i32,
+    /// Query heads.
+    pub hq: i32,
+    /// Query heads per KV head.
+    pub group: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// Key blocks over all requests.
+    pub total_kb: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `select_probe_means`: e4m3 means of every 8 keys of key blocks, all of them or those with new tokens. Grid (blocks, hkv), [`crate::config::probe_sel::MEANS_THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProbeMeansParams {
+    /// e4m3 pages.
+    pub k_pages: u64,
+    /// i32 `[batch, table_stride]`.
+    pub page_table: u64,
+    /// [`Request`] `[batch]`.
+    pub requests: u64,
+    /// The blocks: [`KeyBlock`] `[total_kb]`, or [`QueryBlock`] `[total_qb]`, which begins with the same two numbers.
+    pub blocks: u64,
+    /// Out: e4m3 codes `[hkv, tiles, 32768]` in the order of [`crate::layout::probe_sel::mean_offset`], in units of the K codes.
+    /// Key blocks that a request does not have are left as they are.
+    pub k_tiles: u64,
+    /// Strides of the K pages.
+    pub k_strides: PageStrides,
+    /// Tokens in a page: a power of two from 16 to 256.
+    pub page_size: i32,
+    /// Entries of one request in the page table.
+    pub table_stride: i32,
+    /// Number of pages: tokens of an entry outside `0..pages` read as 0.
+    pub pages: i32,
+    /// Tiles of one head: [`crate::layout::probe_sel::tiles`].
+    pub tiles: i32,
+    /// Bytes from one entry of `blocks` to the next.
+    pub block_stride: i32,
+    /// Zero.
+    pub reserved: i32,
+}
+
+/// `select_probe_lists`: scores of every block pair from pooled queries and keys, and the lists they lead to.
+/// Grid (hq, most strips of a request, batch), [`crate::config::probe_sel::THREADS`] threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SelectProbeParams {
+    /// e4m3 `[total_q, hq, 128]` with strides `q_rows`.
+    pub q: u64,
+    /// f32 `[total_q, hq]`, positive.
+    pub q_scale: u64,
+    /// Strides of `q`.
+    pub q_rows: RowStrides,
+    /// f32 `[1]` or `[hkv]`.
+    pub k_scale: u64,
+    /// [`Request`] `[batch]`; no `kb_len` above [`crate::config::probe_sel::MAX_BLOCKS`].
+    pub requests: u64,
+    /// [`QueryBlock`] `[total_qb]`.
+    pub query_blocks: u64,
+    /// From `select_probe_means`.
+    pub k_tiles: u64,
+    /// Out: i32 `[hq, total_qb, list_stride]`, ascending key-block indices.
+    pub lists: u64,
+    /// Out: i32 `[hq, total_qb]`.
+    pub counts: u64,
+    /// Out, or 0: f32 `[hq, total_qb, score_stride]`, base-2 logarithms; only columns that the row may see are written.
+    pub scores: u64,
+    /// `log2(e)` times the softmax scale.
+    pub softmax_scale_log2: f32,
+    /// Query heads.
+    pub hq: i32,
+    /// Query heads per KV head.
+    pub group: i32,
+    /// Query blocks over all requests.
+    pub total_qb: i32,
+    /// Tiles of one KV head.
+    pub tiles: i32,
+    /// Entries of a list, at least the largest possible count.
+    pub list_stride: i32,
+    /// Columns of a score row where scores are written.
+    pub score_stride: i32,
+    /// log2 of the queries in a group (0 to 3).
+    pub query_pool_log2: i32,
+    /// 1: causal, bottom-right aligned.
+    pub causal: i32,
+    /// First blocks always kept.
+    pub sink: i32,
+    /// Last blocks up to and including the diagonal always kept (at least 1).
+    pub window: i32,
+    /// 0: guards inside the budget; 1: on top of it.
+    pub guards_on_top: i32,
+    /// 0: exact count, ties to the lower index; 1: every tie kept.
+    pub keep_all_ties: i32,
+    /// 0: one K scale for all heads; 1: one per head.
+    pub k_scale_stride: i32,
+    /// Zero. (A parameter of 128 bytes would pass for a tensor map.)
+    pub reserved: [i32; 2],
 }
 
 /// `attend_fp8_d128` and `attend_fp8_d128_token_scales` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K
@@ -425,10 +477,9 @@ const _: () = {
     assert!(size_of::<RowStrides>() == 16);
     assert!(size_of::<AppendKvParams>() == 224 && offset_of!(AppendKvParams, k_strides) == 72);
     assert!(size_of::<SummarizeKvParams>() == 208 && offset_of!(SummarizeKvParams, k_strides) == 80);
-    assert!(size_of::<QuerySumsParams>() == 64);
-    assert!(size_of::<ValueBiasParams>() == 40);
-    assert!(size_of::<ScoresParams>() == 56);
-    assert!(size_of::<TopkParams>() == 72);
+    assert!(size_of::<SelectParams>() == 152 && offset_of!(SelectParams, qk_scale) == 80);
+    assert!(size_of::<ProbeMeansParams>() == 88 && offset_of!(ProbeMeansParams, k_strides) == 40);
+    assert!(size_of::<SelectProbeParams>() == 152 && offset_of!(SelectProbeParams, softmax_scale_log2) == 88);
     assert!(size_of::<ListRows>() == 48);
     assert!(size_of::<MaskListsParams>() == 64);
     assert!(size_of::<CsrListsParams>() == 80);

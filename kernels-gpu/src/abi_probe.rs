@@ -40,6 +40,31 @@ pub struct RateParams {
     pub reserved: u32,
 }
 
+/// One row of `probe_select_rows`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowParams {
+    /// Candidates.
+    pub count: i32,
+    /// First block that is no sink.
+    pub first_free: i32,
+    /// First block of the window.
+    pub end_free: i32,
+    /// 1: guards take part in the ranking.
+    pub guards_rank: i32,
+    /// Ranked blocks that stay.
+    pub budget: i32,
+    /// 1: every tie stays.
+    pub keep_all_ties: i32,
+    /// Lowest bit in which keys may differ.
+    pub low_bit: i32,
+    /// Padding; 0.
+    pub reserved: i32,
+}
+
+/// Rows of one block of `probe_select_rows`: one a warp.
+pub const PROBE_ROWS: u32 = THREADS / 32;
+
 /// Threads of a `probe_rate_*` kernel.
 pub const RATE_THREADS: u32 = 384;
 /// Registers that a thread of such a kernel streams its instruction over, one round a trip.
@@ -86,6 +111,8 @@ pub const HALF_WORDS: usize = 15;
 const _: () = {
     assert!(core::mem::size_of::<ProbeParams>() == 48);
     assert!(core::mem::size_of::<RateParams>() == 24);
+    assert!(core::mem::size_of::<RowParams>() == 32);
+    assert!(REGIONS_AT + PROBE_ROWS * 1024 * 4 <= SMEM_BYTES);
     assert!((2 * REGION_BYTES).is_multiple_of(RATE_THREADS * 16));
     assert!(REGION_BYTES >= 136 * 128 && REGION_BYTES.is_multiple_of(THREADS * 16) && REGION_BYTES.is_multiple_of(1024));
 };

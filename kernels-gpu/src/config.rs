@@ -80,9 +80,10 @@ pub mod attend {
 
 /// `lists_from_mask` and `lists_from_csr`.
 pub mod lists {
-    use super::select::topk;
-    /// Threads of a block: as many as top-k has, whose ranks across warps are used here, too.
-    pub const THREADS: u32 = topk::THREADS;
+    /// Threads of a block: eight warps, enough to keep the reads of one long row in flight.
+    pub const THREADS: u32 = 256;
+    /// Warps of a block.
+    pub const WARPS: u32 = THREADS / 32;
     /// Key blocks of a row that are bits in shared memory at a time: 8 M tokens, so that in practice there is one pass.
     pub const WINDOW: i32 = 65_536;
     /// Words of those bits.
@@ -90,7 +91,7 @@ pub mod lists {
     /// Where the warps' counts lie: behind the bits.
     pub const SLOTS: u32 = WINDOW_WORDS * 4;
     /// Bytes of dynamic shared memory.
-    pub const SMEM_BYTES: u32 = SLOTS + topk::WARPS * 4;
+    pub const SMEM_BYTES: u32 = SLOTS + WARPS * 4;
     const _: () = assert!(SLOTS.is_multiple_of(16), "the counts are read as vectors of four");
 }
 
@@ -114,71 +115,145 @@ pub mod summarize_kv {
     pub const SMEM_BYTES: u32 = NORMS + THREADS * 4;
 }
 
-/// The four kernels of the selection.
+/// `select_stem`: four consumer warpgroups, one warpgroup that sums queries, one warp that copies key sums.
 pub mod select {
-    /// `select_query_sums`.
-    pub mod query_sums {
-        /// Threads of a block: 16 tokens of 8 chunks, as in [`super::super::summarize_kv::THREADS`].
-        pub const THREADS: u32 = 128;
-        /// A thread owns whole groups: no shared memory.
-        pub const SMEM_BYTES: u32 = 0;
-    }
+    use super::{HEAD_DIM, SUM_LEN};
+    /// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums
+    /// more often.
+    pub const ROWS: u32 = 32;
+    /// Key blocks of a span: what a strip scores at once. 32 x 1,024 f32 accumulators are half of a multiprocessor's registers.
+    pub const SPAN: u32 = 1024;
+    /// Key blocks of a tile: the M of one product.
+    pub const TILE: u32 = 64;
+    /// Consumer warpgroups; each has one tile of a stage.
+    pub const CONSUMERS: u32 = 4;
+    /// Key blocks of a stage.
+    pub const CHUNK: u32 = CONSUMERS * TILE;
+    /// Threads of the consumers.
+    pub const CONSUMER_THREADS: u32 = CONSUMERS * 128;
+    /// Warps of the consumers.
+    pub const CONSUMER_WARPS: u32 = CONSUMER_THREADS / 32;
+    /// Threads that sum queries: 16 rows of 8 chunks at a time.
+    pub const SUM_THREADS: u32 = 128;
+    /// Threads of a block: consumers, the warpgroup that sums, and the warpgroup of the warp that copies.
+    pub const THREADS: u32 = CONSUMER_THREADS + SUM_THREADS + 128;
+    /// Registers a thread is launched with: a multiple of eight of which 768 threads fit in the 65,536 of a multiprocessor.
+    pub const LAUNCH_REGS: u32 = 80;
+    /// Registers of a consumer: 64 accumulators, or the 32 keys of a row in top-k, and bookkeeping.
+    pub const CONSUMER_REGS: u32 = 96;
+    /// Registers of a thread that sums: 40 words in flight, eight sums, addresses.
+    pub const SUM_REGS: u32 = 72;
+    /// Registers of a thread of the copying warpgroup.
+    pub const COPY_REGS: u32 = 24;
+    // What the roles take in all must be what the block was launched with, or `setmaxnreg` waits for ever.
+    const _: () = assert!(CONSUMER_THREADS * CONSUMER_REGS + SUM_THREADS * SUM_REGS + 128 * COPY_REGS <= THREADS * LAUNCH_REGS);
 
-    /// `select_value_bias`.
-    pub mod value_bias {
-        /// Threads of a block. One block walks all runs of a request and KV head; more threads shorten a walk that is
-        /// short anyway (a 128 K prompt has 8,192 runs: 32 a thread).
-        pub const THREADS: u32 = 256;
-        /// Bytes of one block-wide sum: an f64 of every warp.
-        pub const SUM_BYTES: u32 = THREADS / 32 * 8;
-        /// Bytes of dynamic shared memory: the sum for the mean and the one for the deviation, apart so that one barrier
-        /// each is enough.
-        pub const SMEM_BYTES: u32 = 2 * SUM_BYTES;
-    }
+    /// Elements of K in one stage: 128 bytes of bf16, one span of the swizzle.
+    pub const STEP: u32 = 64;
+    /// Steps along K, two a group.
+    pub const STEPS: u32 = SUM_LEN as u32 / STEP;
+    const _: () = assert!(STEP * 2 == HEAD_DIM as u32);
+    /// Bytes of a tile of key sums.
+    pub const TILE_BYTES: u32 = TILE * STEP * 2;
+    /// Bytes of one step of the query sums.
+    pub const SUM_BYTES: u32 = ROWS * STEP * 2;
+    /// Stages of key sums: what is in flight hides the L2 latency and what the blocks of a cluster drift apart.
+    pub const STAGES: u32 = 5;
+    /// Groups of query sums made ahead. They go into the groups of a block twice a power of two: every span finds the ring as the
+    /// first one did.
+    pub const SUM_STAGES: u32 = 4;
+    const _: () = assert!((super::GROUPS as u32).is_multiple_of(2 * SUM_STAGES));
+    /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
+    pub const PITCH: u32 = SPAN + 4;
 
-    /// `select_scores`.
-    pub mod scores {
-        use super::super::SUM_LEN;
-        /// Threads of a block: one warpgroup. It owns the whole 128 x 128 tile (two products of 64 rows, 128 accumulator
-        /// registers a thread) and one of its threads issues the copies: products are asynchronous, so one warpgroup
-        /// keeps the tensor core as busy as two would, and no hand-over between roles is needed.
-        pub const THREADS: u32 = 128;
-        /// Query blocks, and key blocks, of one tile.
-        pub const TILE: u32 = 128;
-        /// Elements of K in one stage: 128 bytes of bf16, one span of the swizzle.
-        pub const STEP: u32 = 64;
-        /// Steps along K.
-        pub const STEPS: u32 = SUM_LEN as u32 / STEP;
-        /// Bytes of one operand's stage.
-        pub const OPERAND_BYTES: u32 = TILE * STEP * 2;
-        /// Stages of two operands. Of the four, one is being multiplied, one is about to be released, two are in flight:
-        /// 1,024 tensor-core clocks of look-ahead.
-        pub const STAGES: u32 = 4;
-        /// Where the barriers lie: behind the stages, which want 1,024-byte alignment.
-        pub const BARRIERS: u32 = STAGES * 2 * OPERAND_BYTES;
+    /// Where things lie in dynamic shared memory.
+    pub mod smem {
+        use super::{CHUNK, CONSUMER_WARPS, PITCH, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES};
+        /// Stages of key sums.
+        pub const RING: u32 = 0;
+        /// Bytes of one.
+        pub const STAGE_BYTES: u32 = CHUNK * STEP * 2;
+        /// Scores of the strip, over the ring: its stages are empty when the accumulators are complete.
+        pub const SCORES: u32 = RING;
+        const _: () = assert!(ROWS * PITCH * 4 <= STAGES * STAGE_BYTES);
+        /// Groups of query sums.
+        pub const SUMS: u32 = RING + STAGES * STAGE_BYTES;
+        /// Value terms of the span.
+        pub const BIAS: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
+        /// Moments of the value norms, one entry a consumer warp.
+        pub const MOMENTS: u32 = BIAS + SPAN * 4;
+        /// Bytes of an entry: count, mean and sum of squares in f64, and padding.
+        pub const MOMENT_BYTES: u32 = 32;
+        /// Barriers of the ring: full, then empty ones.
+        pub const RING_BARRIERS: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
+        /// Barriers of the query sums.
+        pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * STAGES;
+        /// Barrier that completes when the consumers are done with the scores.
+        pub const DONE: u32 = SUM_BARRIERS + 16 * SUM_STAGES;
         /// Bytes of dynamic shared memory.
-        pub const SMEM_BYTES: u32 = BARRIERS + STAGES * 8;
+        pub const BYTES: u32 = DONE + 8;
+        const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
+}
 
-    /// `select_topk`.
-    pub mod topk {
-        /// Threads of a block: eight warps, each walking an eighth of the row.
-        pub const THREADS: u32 = 256;
-        /// Warps of a block.
-        pub const WARPS: u32 = THREADS / 32;
-        /// Bits of a key decided in one pass.
-        pub const DIGIT_BITS: u32 = 8;
-        /// Passes over the row: 32-bit keys.
-        pub const PASSES: u32 = 32 / DIGIT_BITS;
-        /// Bytes of one pass's histogram. Every pass has its own, so that none has to be cleared between barriers.
-        pub const HISTOGRAM_BYTES: u32 = (1 << DIGIT_BITS) * 4;
-        /// Where the warps' counts of ties lie.
-        pub const TIES: u32 = PASSES * HISTOGRAM_BYTES;
-        /// Where the warps' counts of kept blocks lie.
-        pub const KEPT: u32 = TIES + WARPS * 4;
+/// `select_probe_means` and `select_probe_lists`: block scores from pooled keys and queries, budgets, top-k and lists.
+pub mod probe_sel {
+    use super::{BLOCK, HEAD_DIM};
+    /// Keys of a sub-block.
+    pub const KEY_POOL: usize = 8;
+    /// Sub-blocks of a key block.
+    pub const SUB_BLOCKS: usize = BLOCK / KEY_POOL;
+    /// Key blocks of one tile: 256 sub-blocks, the largest N of a product. In f16 its accumulator takes 64 registers.
+    pub const TILE_BLOCKS: usize = 16;
+    /// Bytes of one tile of key means in e4m3.
+    pub const KEY_TILE_BYTES: usize = TILE_BLOCKS * SUB_BLOCKS * HEAD_DIM;
+    /// Query groups whose scores one warp owns: the 16 rows of an accumulator that a warp holds.
+    pub const PART_GROUPS: usize = 16;
+    /// Least scale of a query group: keeps a group of zeros away from 0 / 0 and minus infinity times 0.
+    pub const LEAST_SCALE: f32 = 1e-20;
+    /// Threads of a block of `select_probe_means`: 16 sub-blocks of 8 chunks of 16 dimensions.
+    pub const MEANS_THREADS: u32 = 128;
+    /// A thread owns whole means: no shared memory.
+    pub const MEANS_SMEM_BYTES: u32 = 0;
+
+    /// Consumer warpgroups of `select_probe_lists`. Four, of 64 query groups each, read every tile of keys once for 256 rows: 16
+    /// bytes a clock from L2 at the full FP8 rate; and while three turn logits into scores the fourth multiplies.
+    pub const CONSUMERS: u32 = 4;
+    /// Query groups of one block of threads.
+    pub const GROUPS: u32 = 64 * CONSUMERS;
+    /// Threads that consume.
+    pub const CONSUMER_THREADS: u32 = 128 * CONSUMERS;
+    /// Threads of a block: the consumers and a producer warpgroup, of which one warp works.
+    pub const THREADS: u32 = CONSUMER_THREADS + 128;
+    /// Registers a producer thread keeps. Five warps a scheduler start with 96 each: 480 to share out.
+    pub const PRODUCER_REGS: u32 = 32;
+    /// Registers a consumer thread gets: 64 hold logits. 4 * 112 + 32 = 480.
+    pub const CONSUMER_REGS: u32 = 112;
+    /// Stages of key tiles. Four warpgroups take 2,048 tensor-core clocks for one: two are look-ahead enough.
+    pub const STAGES: u32 = 2;
+    /// Longest score row that shared memory holds: 262,144 tokens.
+    pub const MAX_BLOCKS: usize = 2048;
+
+    /// Where things lie in dynamic shared memory.
+    pub mod smem {
+        use super::{super::HEAD_DIM, CONSUMERS, GROUPS, KEY_TILE_BYTES, MAX_BLOCKS, STAGES};
+        /// Query means in e4m3, 64 rows a consumer.
+        pub const QUERIES: u32 = 0;
+        /// Key stages.
+        pub const KEYS: u32 = QUERIES + GROUPS * HEAD_DIM as u32;
+        /// Scales of the query groups, f32; 0 for a group without a query.
+        pub const SCALES: u32 = KEYS + STAGES * KEY_TILE_BYTES as u32;
+        /// What each group has seen, f32.
+        pub const SEEN: u32 = SCALES + GROUPS * 4;
+        /// Barriers of the key ring.
+        pub const RING: u32 = SEEN + GROUPS * 4;
+        /// Score rows, one a consumer warp.
+        pub const SCORES: u32 = RING + 64;
+        /// Bytes of one score row.
+        pub const SCORE_BYTES: u32 = MAX_BLOCKS as u32 * 4;
         /// Bytes of dynamic shared memory.
-        pub const SMEM_BYTES: u32 = KEPT + WARPS * 4;
-        const _: () = assert!(TIES == THREADS * 16, "every thread clears 16 bytes of the histograms");
-        const _: () = assert!(WARPS == 8, "the counts of the warps are read as two vectors of four");
+        pub const BYTES: u32 = SCORES + 4 * CONSUMERS * SCORE_BYTES;
+        const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
+        const _: () = assert!(STAGES * 16 <= 64, "the ring's barriers fit before the scores");
     }
 }

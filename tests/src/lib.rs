@@ -5,4 +5,5 @@ pub mod capture;
 pub mod fuzz;
 pub mod gpu;
 pub mod oracle;
+pub mod retrieval;
 pub mod stages;

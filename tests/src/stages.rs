@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use stem_attn::driver::{CudaSlice, DevicePtr};
 use stem_attn::geometry::Geometry;
 use stem_attn::kv::{KvTensor, PageLayout, PagedTensors};
-use stem_attn::ops::{DeviceGeometry, Heads, Kernels, Launcher, PageDesc, Paged, Scales, Span};
+use stem_attn::ops::{DeviceGeometry, Heads, Kernels, Launcher, PageDesc, Paged, RowStrides, Scales, Span};
 use stem_attn::{StemConfig, fp8};
 use stem_attn_kernels::config::HEAD_DIM;
 
@@ -219,6 +219,20 @@ impl DevicePages {
             k_token: self.k_token.as_ref().map(|s| bench.span(s, s.len())),
         }
     }
+}
+
+/// A `[tokens, heads, 128]` tensor as it stands, or, where `odd`, heads before tokens with gaps of `vector` elements.
+pub fn laid_out<T: Copy>(x: &[T], heads: usize, odd: bool, vector: usize, filler: T) -> (Vec<T>, RowStrides) {
+    let tokens = x.len() / 128 / heads;
+    if !odd {
+        return (x.to_vec(), RowStrides::packed(heads));
+    }
+    let strides = RowStrides { token: 128 + vector, head: tokens * (128 + vector) + 2 * vector };
+    let mut wide = vec![filler; strides.head * heads];
+    for (i, row) in x.chunks_exact(128).enumerate() {
+        wide[i / heads * strides.token + i % heads * strides.head..][..128].copy_from_slice(row);
+    }
+    (wide, strides)
 }
 
 /// Asserts that two tensors have the same bits; says how many elements differ and where the first is.

@@ -126,6 +126,21 @@ fn tables_of_a_ragged_batch() {
     assert_eq!((geometry.visible_pairs(), geometry.candidates(99), geometry.tokens(99)), (12, 0, 0..0));
 }
 
+/// What is known of a key block stays at its place from chunk to chunk.
+#[test]
+fn requests_have_room_for_their_prompts() {
+    let prompts = [300, 1000, 128];
+    let starts: Vec<Vec<_>> = [[0, 0, 0], [100, 128, 128], [300, 1000, 128]]
+        .map(|kv: [i32; 3]| {
+            let ends = [0, kv[0], kv[0] + kv[1], kv[0] + kv[1] + kv[2]];
+            let chunk = Geometry::new(&[0, 0, 0, 0], &ends, &prompts, true, None).unwrap();
+            assert_eq!((chunk.total_kb(), chunk.max_kb), (3 + 8 + 1, (kv[1] as usize).div_ceil(128)));
+            chunk.requests.iter().map(|r| r.kb_start).collect()
+        })
+        .into();
+    assert!(starts.iter().all(|s| s == &[0, 3, 11]), "{starts:?}");
+}
+
 #[test]
 fn capacity_of_the_lists() {
     let prompt = 1024 * 128;

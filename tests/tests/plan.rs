@@ -1,6 +1,7 @@
 //! What the CUDA half refuses before it touches a GPU, and what it says on a machine that has none.
 
 use rstest::rstest;
+use stem_attn::config::{ProbeConfig, Selector};
 use stem_attn::driver::{Device, available};
 use stem_attn::kv::{PageLayout, TokenScaleLayout};
 use stem_attn::ops::PageDesc;
@@ -40,9 +41,8 @@ fn token_scales(change: impl Fn(&mut ScaleStrides)) -> TokenScaleLayout {
 fn a_good_description_passes() {
     let geometry = desc().validate().expect("valid");
     assert_eq!((geometry.total_qb(), geometry.total_kb(), geometry.max_kb), (3 + 6, 3 + 6, 6));
-    // V tiles, key sums, run norms, value bias, query sums, scores, lists, counts.
-    let rows =
-        [9 * 2 * 16_384, 2 * 9 * 4096, 2 * 9 * 32, 2 * 9 * 4, 8 * 9 * 4096, 8 * 9 * 6 * 4, 8 * 9 * geometry.list_stride * 4, 8 * 9 * 4];
+    // V tiles, key sums, run norms, lists, counts: no scores.
+    let rows = [9 * 2 * 16_384, 2 * 9 * 4096, 2 * 9 * 32, 8 * 9 * geometry.list_stride * 4, 8 * 9 * 4];
     assert_eq!(desc().workspace_bytes().expect("valid"), rows.iter().map(|r| r.next_multiple_of(256)).sum::<usize>());
     let dense = PlanDesc { selection: PlanSelection::Dense, ..desc() };
     assert_eq!(dense.workspace_bytes().expect("valid"), 9 * 2 * 16_384);
@@ -79,13 +79,35 @@ fn bad_descriptions_are_named(#[case] name: &str, #[case] desc: PlanDesc<'_>) {
 }
 
 #[test]
+fn the_probe_selector_takes_no_scale_per_key() {
+    let config = StemConfig { selector: Selector::Probe(ProbeConfig::default()), ..StemConfig::preset(Preset::Hpc) };
+    let plain = PlanDesc { selection: PlanSelection::Stem(config), ..desc() };
+    plain.validate().expect("valid");
+    let scaled = PlanDesc { pages: PageDesc { k_token_scales: token_scales(|_| ()), ..desc().pages }, ..plain };
+    assert!(matches!(scaled.validate(), Err(Error::Unsupported { what: "probe selector", .. })));
+    let stem = PlanDesc { selection: desc().selection, ..scaled };
+    stem.validate().expect("Stem's score does");
+}
+
+#[test]
 fn grids_past_the_hardware_are_refused() {
-    // One query block of each of 65,536 requests: one more than a grid is high.
-    let lens: Vec<i32> = (0..=65_536).collect();
-    let prompts = vec![1; 65_536];
-    let selection = PlanSelection::Dense;
-    let many = PlanDesc { cu_seqlens_q: &lens, cu_seqlens_kv: &lens, prompt_lens: &prompts, selection, ..desc() };
-    assert!(matches!(many.validate(), Err(Error::Value { name: "grid", .. })));
+    // One KV head more than a grid is high.
+    let desc = PlanDesc { hq: 65_536, hkv: 65_536, selection: PlanSelection::Dense, ..desc() };
+    assert!(matches!(desc.validate(), Err(Error::Value { name: "grid", .. })));
+}
+
+#[test]
+fn scores_need_memory_only_past_131_072_tokens() {
+    let bytes = |tokens: i32| {
+        let lens = [0, tokens];
+        let pages = PageDesc { pages: 8192, table_stride: 4096, ..desc().pages };
+        let desc = PlanDesc { hq: 2, cu_seqlens_q: &[0, 128], cu_seqlens_kv: &lens, prompt_lens: &lens[1..], pages, ..desc() };
+        desc.workspace_bytes().expect("valid")
+    };
+    let block = 2 * 16_384 + 2 * 4096 + 2 * 32;
+    assert!(bytes(131_072) - bytes(131_072 - 128) <= block);
+    // 128 thread blocks of 32 rows; a query block more, because the chunk is no longer aligned.
+    assert!(bytes(131_073) - bytes(131_072) > 128 * 32 * 1025 * 4);
 }
 
 #[test]

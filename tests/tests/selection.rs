@@ -230,6 +230,94 @@ proptest! {
     }
 }
 
+/// The budget of stem.md, section 2, in exact integers (alpha in thousandths). The f32 arithmetic of the schedule may differ from
+/// it by one where the value before the floor is within a few roundings of an integer: `None` then.
+fn exact_budget(prompt_blocks: u64, block: u64, permille: u64) -> Option<u64> {
+    let k = match prompt_blocks {
+        0..56 => prompt_blocks,
+        56..160 => prompt_blocks / 5 + 30,
+        _ => prompt_blocks / 10 + 30,
+    };
+    if block < k || prompt_blocks - k <= 1 {
+        return Some(k);
+    }
+    let denominator = 1000 * (prompt_blocks - k - 1);
+    let value = k * denominator - (block - k) * (1000 - permille) * k;
+    let slack = (k * denominator) >> 20;
+    let floor = |value: u64| (value / denominator).max(1);
+    (floor(value - slack) == floor(value + slack)).then(|| floor(value).min(k))
+}
+
+/// A prompt around the steps of the schedule, and the part of it that is there and new.
+fn awkward_request() -> impl Strategy<Value = (i32, i32, i32)> {
+    let blocks = prop_oneof![50i32..62, 154i32..166, 1i32..300, Just(55), Just(56), Just(159), Just(160)];
+    (blocks, 0i32..128, 1i32..5, 0i32..128, any::<bool>(), 0f64..1.0).prop_map(|(blocks, tail, chunk, offset, aligned, place)| {
+        let prompt = blocks * 128 - if aligned { 0 } else { tail };
+        // A chunk of up to four blocks somewhere in the prompt, often at its end.
+        let end = if place < 0.6 { prompt } else { (f64::from(prompt) * place) as i32 };
+        let end = if aligned { (end / 128 * 128).max(128).min(prompt) } else { end.max(1) };
+        let new = (chunk * 128 + if aligned { 0 } else { offset }).min(end);
+        (new, end, prompt)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    /// Budgets and top-k of ragged batches, given the scores, against the two rules in words: integers on one side, counting on
+    /// the other.
+    #[test]
+    fn lists_of_any_batch_are_what_the_rules_say(
+        requests in prop::collection::vec(awkward_request(), 1..4),
+        permille in 300u64..=1000,
+        hq in prop::sample::select(vec![1usize, 2, 8, 16]),
+        palette in prop::collection::vec(awkward_score(), 1..12),
+        (sink, window, on_top, keep_all, causal) in (0u32..6, 1u32..6, any::<bool>(), any::<bool>(), prop::bool::weighted(0.8)),
+        seed in any::<u64>(),
+    ) {
+        let offsets = |of: fn(&(i32, i32, i32)) -> i32| {
+            let mut all = vec![0];
+            requests.iter().for_each(|r| all.push(all[all.len() - 1] + of(r)));
+            all
+        };
+        let prompts: Vec<i32> = requests.iter().map(|r| r.2).collect();
+        let config = StemConfig {
+            alpha: permille as f32 / 1000.0,
+            sink,
+            window,
+            guards: if on_top { Guards::OnTop } else { Guards::InsideBudget },
+            ties: if keep_all { TieRule::KeepAll } else { TieRule::LowestIndex },
+            causal,
+            ..StemConfig::preset(Preset::Hpc)
+        };
+        let geometry = Geometry::new(&offsets(|r| r.0), &offsets(|r| r.1), &prompts, causal, Some(&config)).unwrap();
+        let (total_qb, stride) = (geometry.total_qb(), geometry.max_kb);
+        // Scores from a small palette in half of the batches: plateaus.
+        let mut rng = StdRng::seed_from_u64(seed);
+        let plateaus = rng.random_bool(0.5);
+        let mut score = || match plateaus {
+            true => palette[rng.random_range(0..palette.len())],
+            false => bf16::from_f32(rng.random_range(-1.0..1.0)).to_f32(),
+        };
+        let scores: Vec<f32> = (0..hq * total_qb * stride).map(|_| score()).collect();
+        let lists = reference::topk(&scores, stride, hq, &geometry, &config).unwrap();
+        prop_assert!(lists.validate(hq, &geometry).is_ok());
+        // Counting is quadratic: a few rows of each batch.
+        let mut rng = StdRng::seed_from_u64(seed ^ 1);
+        for _ in 0..3 {
+            let (head, row) = (rng.random_range(0..hq), rng.random_range(0..total_qb));
+            let (block, request) = geometry.row(row).unwrap();
+            let prompt_blocks = (prompts[block.request as usize] as u64).div_ceil(128);
+            let Some(budget) = exact_budget(prompt_blocks, block.block as u64, permille) else { continue };
+            prop_assert_eq!(block.budget as u64, budget, "Pb {}, block {}", prompt_blocks, block.block);
+            let diagonal = if causal { block.block.min(request.kb_len - 1) } else { request.kb_len - 1 } as usize;
+            let visible = if causal { diagonal + 1 } else { request.kb_len as usize };
+            let candidates = &scores[(head * total_qb + row) * stride..][..visible];
+            prop_assert_eq!(lists.row(head, row), counted_topk(candidates, budget as usize, diagonal, &config));
+        }
+    }
+}
+
 #[rstest]
 fn topk_of_a_ragged_batch(#[values(true, false)] causal: bool, #[values(Guards::InsideBudget, Guards::OnTop)] guards: Guards) {
     let lens = [(1500, 1500), (0, 300), (400, 1111), (1, 1)];

@@ -5,6 +5,7 @@ use half::bf16;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rstest::rstest;
+use stem_attn::config::{ProbeConfig, Selector};
 use stem_attn::kv::{KvTensor, PageLayout};
 use stem_attn::reference::{self, AttendInputs};
 use stem_attn::{Error, PrefillOptions, Preset, Schedule, Selection, StemConfig, fp8};
@@ -42,6 +43,15 @@ fn scales_of_keys_are_as_good_as_larger_keys(#[values(16, 64, 256)] page_size: u
     let rows = [0, 3, own.q_scale.len() / 4 - 1];
     let dense = |batch: &Batch| reference::dense_rows(&batch.inputs(), causal, &rows).expect("rows");
     assert_eq!(dense(&own), dense(&in_codes));
+}
+
+#[test]
+fn the_probe_selector_takes_no_scale_per_key() {
+    let (own, in_codes) = folded(4);
+    let config = StemConfig { selector: Selector::Probe(ProbeConfig::default()), ..StemConfig::preset(Preset::Hpc) };
+    let run = |batch: &Batch| reference::prefill(&batch.inputs(), Selection::Stem(&config), &PrefillOptions::default());
+    assert!(matches!(run(&own), Err(Error::Unsupported { what: "probe selector", .. })));
+    run(&in_codes).expect("prefill");
 }
 
 #[rstest]

@@ -1,7 +1,7 @@
 //! `cargo xtask check`: all that can be checked without running the product, cheapest first.
 
 use crate::toolchain::{self, Compiler};
-use crate::{audit, build_ptx, sh, tidy};
+use crate::{audit, build_ptx, plot, sh, tidy};
 use anyhow::{Context, Result, bail};
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ type Step = (&'static str, fn() -> Result<()>);
 const STEPS: &[Step] = &[
     ("format", format),
     ("tidy", tidy),
+    ("plots as committed", plot::check),
     ("clippy, host", clippy_host),
     ("clippy, nvptx64", clippy_device),
     ("rustdoc", rustdoc),

@@ -11,6 +11,7 @@ macro_rules! say {
 }
 
 mod audit;
+mod bench;
 mod build_ptx;
 mod check;
 mod demo;
@@ -18,6 +19,7 @@ mod doctor;
 mod hash;
 mod manifest;
 mod package_gpu;
+mod plot;
 mod ptx;
 mod ptxas;
 mod sh;
@@ -49,6 +51,10 @@ enum Command {
     Demo(demo::Args),
     /// Say what this machine lacks and which command mends it
     Doctor,
+    /// Compare two commits' records; ends with 1 where something became slower
+    Bench(bench::Args),
+    /// Draw every figure of the documentation from the committed records
+    Plot(plot::Args),
     /// Collect test, bench and `stem` binaries in a folder that runs on a GPU machine without Rust
     PackageGpu(package_gpu::Args),
 }
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor => doctor::run(),
+        Command::Bench(args) => bench::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::PackageGpu(args) => package_gpu::run(&args),
     };
     match result {

@@ -63,6 +63,9 @@ pub fn run(args: &Args) -> Result<()> {
             size += copy_stripped(&executable, &to)?;
         }
     }
+    // The peers' script is Python and reads which commit the binaries are of.
+    size += copy_peers(&out.join("peers"))?;
+    fs::write(out.join("commit"), commit)?;
     write_script(&out.join(MARK))?;
     say!("{}: {:.1} MiB; run {}/{MARK} on the GPU machine", out.display(), size as f64 / (1 << 20) as f64, args.out.display());
     if size > LIMIT {
@@ -105,6 +108,19 @@ fn copy_stripped(from: &Path, to: &Path) -> Result<u64> {
         sh::run(sh::command("strip").arg(to))?;
     }
     Ok(fs::metadata(to)?.len())
+}
+
+/// Copies the script that measures the peers and returns its size.
+fn copy_peers(to: &Path) -> Result<u64> {
+    fs::create_dir_all(to)?;
+    let mut size = 0;
+    for entry in fs::read_dir(sh::root().join("benches/peers"))? {
+        let from = entry?.path();
+        if let (true, Some(name)) = (from.extension().is_some_and(|e| e == "py"), from.file_name()) {
+            size += fs::copy(&from, to.join(name)).with_context(|| format!("copying {}", from.display()))?;
+        }
+    }
+    Ok(size)
 }
 
 fn write_script(path: &Path) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Arguments of `stem`.
 
-use super::bench::Stage;
+use super::bench::{L2, Stage};
 use crate::backend::BackendKind;
-use crate::config::Preset;
+use crate::config::{Preset, ProbeConfig, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -68,6 +68,42 @@ impl From<PresetArg> for Preset {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SelectorArg {
+    /// Stem's score: group sums of whole blocks, and the value term.
+    Stem,
+    /// Means of 8 queries and 8 keys.
+    Probe,
+    /// Means of 4 queries and 8 keys.
+    ProbeFine,
+}
+
+impl SelectorArg {
+    /// Name on the command line and in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stem => "stem",
+            Self::Probe => "probe",
+            Self::ProbeFine => "probe-fine",
+        }
+    }
+
+    /// Parameter set and selector as tables show them: the set alone where the score is Stem's.
+    pub fn with(self, preset: &str) -> String {
+        if self == Self::Stem { preset.to_owned() } else { format!("{preset}, {}", self.name()) }
+    }
+}
+
+impl From<SelectorArg> for Selector {
+    fn from(arg: SelectorArg) -> Self {
+        match arg {
+            SelectorArg::Stem => Self::Stem,
+            SelectorArg::Probe => Self::Probe(ProbeConfig::default()),
+            SelectorArg::ProbeFine => Self::Probe(ProbeConfig::fine()),
+        }
+    }
+}
+
 /// Input tensors: `q` [T, Hq, 128], `k` and `v` [Tk, Hkv, 128] in F8_E4M3, BF16, F16 or F32; with FP8 data optional F32
 /// `q_scale` [T, Hq], `k_scale`, `v_scale` [1] or [Hkv], `k_scale` also [Tk, Hkv]; optional U8 `block_mask` [Hq, Qb, Kb] that replaces selection.
 /// The queries are the last T of the Tk tokens. Causal.
@@ -85,6 +121,9 @@ pub struct PrefillArgs {
     /// Published parameter set of the selection.
     #[arg(long, value_enum, default_value = "hpc")]
     pub preset: PresetArg,
+    /// How blocks are scored; budgets are the parameter set's.
+    #[arg(long, value_enum, default_value = "stem")]
+    pub selector: SelectorArg,
     /// Decay of the budget along the prompt, in (0, 1]; 1 is no decay.
     #[arg(long, value_name = "A")]
     pub alpha: Option<f32>,
@@ -109,9 +148,9 @@ pub struct PrefillArgs {
 /// CPU reference first; a wrong result has no time.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Stage.
-    #[arg(long, value_enum)]
-    pub bench: Stage,
+    /// Stages.
+    #[arg(long, value_enum, value_name = "STAGE[,STAGE..]", value_delimiter = ',', required = true)]
+    pub bench: Vec<Stage>,
     /// New tokens.
     #[arg(long, value_name = "N[,N..]", value_delimiter = ',', required = true)]
     pub seq: Vec<usize>,
@@ -136,21 +175,40 @@ pub struct BenchArgs {
     /// Published parameter set of select and prefill.
     #[arg(long, value_enum, default_value = "hpc")]
     pub preset: PresetArg,
+    /// How select and prefill score blocks, and what summarize_kv prepares for it.
+    #[arg(long, value_enum, default_value = "stem")]
+    pub selector: SelectorArg,
     /// Decay of the budget along the prompt, in (0, 1]; 1 is no decay.
     #[arg(long, value_name = "A")]
     pub alpha: Option<f32>,
     /// Where to run.
     #[arg(long, value_enum, default_value = "auto")]
     pub backend: BackendArg,
-    /// Timed launches.
+    /// Timed launches, in each round.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
+    /// Takes the lines of one length in turns, this many times, so that they share the GPU's clocks.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// L2 cache before each timed launch: as the launch before left it, or flushed.
+    #[arg(long, value_enum, default_value = "warm")]
+    pub l2: L2,
     /// Adds one JSON record per line of the table to this file.
     #[arg(long, value_name = "FILE.jsonl")]
     pub records: Option<PathBuf>,
     /// Seed of data, pages and lists.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Writes the tensors and block masks of every length to N.safetensors in this folder: an input of `stem prefill`.
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
+    /// Waits for a line on standard input before every turn and answers `done`, so that another program can take turns
+    /// with this one; prints `ready` when all lines of a length are prepared.
+    #[arg(long)]
+    pub paced: bool,
+    /// Name of the run in the records [default: now].
+    #[arg(long, value_name = "NAME")]
+    pub run: Option<String>,
 }
 
 #[cfg(test)]

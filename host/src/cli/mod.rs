@@ -13,18 +13,18 @@ macro_rules! say {
 
 mod accuracy;
 mod args;
-mod bench;
+pub mod bench;
 mod clocks;
 mod commas;
 mod files;
 mod heatmap;
 mod info;
-mod input;
+pub mod input;
 mod machine;
 mod prefill;
 mod progress;
 mod table;
-mod work;
+pub mod work;
 
 use crate::error::Error;
 use clap::Parser;

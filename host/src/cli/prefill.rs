@@ -1,6 +1,6 @@
 //! `stem prefill`: attention of one layer on tensors from a file.
 
-use super::args::PrefillArgs;
+use super::args::{PrefillArgs, SelectorArg};
 use super::commas::commas;
 use super::machine::Machine;
 use super::progress::Progress;
@@ -25,6 +25,7 @@ pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
     crate::kv::layout::check_page_size(args.page_size)?;
     let mut config = StemConfig::preset(args.preset.into());
     config.alpha = args.alpha.unwrap_or(config.alpha);
+    config.selector = args.selector.into();
     config.validate()?;
 
     let progress = Progress::new(4);
@@ -37,6 +38,8 @@ pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
         (None, true) => (Selection::Dense, "dense"),
         (None, false) => (Selection::Stem(&config), args.preset.name()),
     };
+
+    let selector = matches!(selection, Selection::Stem(_)).then_some(args.selector);
 
     let backend = Backend::open(args.backend.into())?;
     progress.message(format!("attention ({})", backend.name()));
@@ -51,13 +54,14 @@ pub fn run(args: &PrefillArgs) -> anyhow::Result<()> {
     progress.step();
 
     progress.message("writing");
-    let run = Run { args, input: &input, machine: Machine::of(&backend), preset, output: &output, errors };
+    let run = Run { args, input: &input, machine: Machine::of(&backend), preset, selector, output: &output, errors };
     if let Some(path) = &args.output {
         files::write_atomic("output", path, &serialise(&input.shape, &output)?)?;
     }
     if let Some(path) = &args.mask {
         let (_, share) = input.shape.kept(&output.lists);
-        let title = format!("Key blocks attended to, {} tokens, {preset}: {:.1} % kept", commas(input.shape.tokens), 100.0 * share);
+        let (tokens, blocks) = (commas(input.shape.tokens), run.blocks());
+        let title = format!("Key blocks attended to, {tokens} tokens, {blocks}: {:.1} % kept", 100.0 * share);
         files::write_atomic("mask", path, heatmap::draw(&input.shape, &output.lists, &title).as_bytes())?;
     }
     if let Some(path) = &args.report {
@@ -98,11 +102,18 @@ struct Run<'a> {
     input: &'a Input,
     machine: Machine,
     preset: &'a str,
+    /// What scored the blocks, where they were selected here.
+    selector: Option<SelectorArg>,
     output: &'a PrefillOutput,
     errors: accuracy::Errors,
 }
 
 impl Run<'_> {
+    /// Where the blocks come from, in words.
+    fn blocks(&self) -> String {
+        self.selector.map_or_else(|| self.preset.to_owned(), |selector| selector.with(self.preset))
+    }
+
     /// The stages that ran, then their sum.
     fn stages(&self) -> Vec<(&'static str, StageTime)> {
         let times = &self.output.times;
@@ -126,7 +137,7 @@ impl Run<'_> {
                 "blocks",
                 format!(
                     "{}: {} of {} causal blocks kept, {:.1} %",
-                    self.preset,
+                    self.blocks(),
                     commas(kept),
                     commas(g.causal_blocks() * g.hq),
                     100.0 * share
@@ -177,6 +188,7 @@ impl Run<'_> {
             skip: matches!(name, "select" | "attend" | "prefill").then(|| 1.0 - g.kept(lists).1),
             softmax: works(name).then(|| "exact".into()),
             preset: matches!(name, "select" | "attend" | "prefill").then(|| self.preset.into()),
+            selector: self.selector.filter(|_| matches!(name, "select" | "prefill")).map(|selector| selector.name().into()),
             ms: t.ms,
             p10: t.p10,
             p90: t.p90,

@@ -109,7 +109,7 @@ impl CudaBackend {
             out: buffer::download(stream, &out, elements)?,
             lse: lse.map(|l| buffer::download(stream, &l, rows)).transpose()?,
             lists,
-            scores: plan.download_scores(stream, &workspace)?,
+            scores: plan.scores(stream, &tensors, &mut workspace)?,
             score_stride: geometry.max_kb.max(1),
             times: StageTimes { summarize_kv, select, attend },
         })

@@ -12,12 +12,11 @@ pub struct Kernels {
     pub(super) append_kv: Kernel,
     pub(super) summarize_kv: Kernel,
     pub(super) summarize_kv_token_scales: Kernel,
-    pub(super) query_sums: Kernel,
-    pub(super) value_bias: Kernel,
-    pub(super) scores: Kernel,
-    pub(super) topk: Kernel,
     pub(super) lists_from_mask: Kernel,
     pub(super) lists_from_csr: Kernel,
+    pub(super) select: Kernel,
+    pub(super) probe_means: Kernel,
+    pub(super) probe: Kernel,
     pub(super) attend: Kernel,
     pub(super) attend_token_scales: Kernel,
 }
@@ -28,6 +27,13 @@ impl Kernels {
         self.device.info().sm_count as usize
     }
 
+    /// Whether a launch may overlap the one before it. Drivers before CUDA 12.3 cannot capture such launches in a graph.
+    pub(super) fn overlaps(&self) -> bool {
+        let version = self.device.info().cuda_version.split_once('.');
+        let number = |text: &str| text.parse::<u32>().unwrap_or(0);
+        version.is_some_and(|(major, minor)| (number(major), number(minor)) >= (12, 3))
+    }
+
     /// Compiles and loads them. Takes seconds the first time on a machine; the driver caches the result.
     ///
     /// # Errors
@@ -36,12 +42,14 @@ impl Kernels {
         let module = |m: PtxModule| Module::load(device, m.name(), m.text());
         let (append, summarize) = (module(PtxModule::AppendKv)?, module(PtxModule::SummarizeKv)?);
         let (select, lists, attend) = (module(PtxModule::Select)?, module(PtxModule::Lists)?, module(PtxModule::Attend)?);
+        let select_probe = module(PtxModule::SelectProbe)?;
         let kernel = |id: KernelId| {
             let module = match id.module() {
                 PtxModule::AppendKv => &append,
                 PtxModule::SummarizeKv => &summarize,
                 PtxModule::Select => &select,
                 PtxModule::Lists => &lists,
+                PtxModule::SelectProbe => &select_probe,
                 PtxModule::Attend => &attend,
             };
             module.kernel(id.entry(), id.threads(), id.shared_bytes())
@@ -51,12 +59,11 @@ impl Kernels {
             append_kv: kernel(KernelId::AppendKv)?,
             summarize_kv: kernel(KernelId::SummarizeKv)?,
             summarize_kv_token_scales: kernel(KernelId::SummarizeKvTokenScales)?,
-            query_sums: kernel(KernelId::QuerySums)?,
-            value_bias: kernel(KernelId::ValueBias)?,
-            scores: kernel(KernelId::Scores)?,
-            topk: kernel(KernelId::Topk)?,
             lists_from_mask: kernel(KernelId::ListsFromMask)?,
             lists_from_csr: kernel(KernelId::ListsFromCsr)?,
+            select: kernel(KernelId::Select)?,
+            probe_means: kernel(KernelId::ProbeMeans)?,
+            probe: kernel(KernelId::Probe)?,
             attend: kernel(KernelId::Attend)?,
             attend_token_scales: kernel(KernelId::AttendTokenScales)?,
         }))
@@ -73,12 +80,11 @@ impl Kernels {
             KernelId::AppendKv => &self.append_kv,
             KernelId::SummarizeKv => &self.summarize_kv,
             KernelId::SummarizeKvTokenScales => &self.summarize_kv_token_scales,
-            KernelId::QuerySums => &self.query_sums,
-            KernelId::ValueBias => &self.value_bias,
-            KernelId::Scores => &self.scores,
-            KernelId::Topk => &self.topk,
             KernelId::ListsFromMask => &self.lists_from_mask,
             KernelId::ListsFromCsr => &self.lists_from_csr,
+            KernelId::Select => &self.select,
+            KernelId::ProbeMeans => &self.probe_means,
+            KernelId::Probe => &self.probe,
             KernelId::Attend => &self.attend,
             KernelId::AttendTokenScales => &self.attend_token_scales,
         }

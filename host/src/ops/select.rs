@@ -1,13 +1,14 @@
-//! `select`: query sums, value term, scores, and the lists they lead to.
+//! `select`: from queries and the summaries of the key blocks to block lists, in one launch.
 
-use super::{Launcher, RowStrides, Span, int};
-use crate::config::{Guards, OamConfig, StemConfig, TieRule};
+use super::{Launcher, RowStrides, Span, int, product};
+use crate::config::{Guards, StemConfig, TieRule};
 use crate::driver::{Arg, ElementType, Launch, Swizzle, TensorMap, TensorMapDesc};
 use crate::error::{Error, Result};
+use crate::geometry::Geometry;
 use float8::F8E4M3;
 use half::bf16;
-use stem_attn_kernels::abi::{QuerySumsParams, ScoresParams, TopkParams, ValueBiasParams};
-use stem_attn_kernels::config::select::scores::{STEP, TILE};
+use stem_attn_kernels::abi::SelectParams;
+use stem_attn_kernels::config::select::{ROWS, SPAN, STEP, TILE};
 use stem_attn_kernels::config::{RUNS, SUM_LEN};
 
 /// Block lists in device memory.
@@ -29,190 +30,234 @@ impl Lists {
     }
 }
 
-/// Buffers of [`query_sums`].
+/// Buffers of [`select`].
 #[derive(Clone, Copy, Debug)]
-pub struct QuerySums {
+pub struct Select {
     /// `[total_q, hq, 128]`.
     pub q: Span<F8E4M3>,
     /// Strides of `q`.
     pub q_rows: RowStrides,
     /// `[total_q, hq]`.
     pub q_scale: Span<f32>,
-    /// Out: `[hq, total_qb, 16, 128]`, group g at g.
-    pub q_sums: Span<bf16>,
+    /// `[hkv, total_kb, 16, 128]`, group g at 15 - g, from [`super::summarize_kv`].
+    pub k_sums: Span<bf16>,
+    /// `[hkv, total_kb, 8]`, from [`super::summarize_kv`].
+    pub run_norms: Span<f32>,
+    /// Out.
+    pub lists: Lists,
+    /// Where scores go that shared memory does not hold.
+    pub scores: ScoreSpace,
+    /// Whether the kernel may start before the one queued before it has ended, which must be [`super::summarize_kv`] and must
+    /// not have been allowed the same.
+    pub overlap: bool,
 }
 
-/// Group sums of the queries.
+/// Device memory for scores.
+#[derive(Clone, Copy, Debug)]
+pub enum ScoreSpace {
+    /// None: enough for requests of up to 1,024 key blocks (131,072 tokens), whose scores stay in shared memory.
+    None,
+    /// [`scratch_len`] elements, for longer requests: rows of the strips in work.
+    Scratch(Span<f32>),
+    /// Out: every score, `[hq, total_qb, stride]`; columns that a row cannot see stay as they are. For tests and studies.
+    All {
+        /// The rows.
+        scores: Span<f32>,
+        /// Columns of a row, at least the most key blocks of one request.
+        stride: usize,
+    },
+}
+
+/// Most thread blocks of a grid whose rows go through scratch memory: a multiple of every cluster, and about as many as the
+/// largest Hopper GPU runs at a time (132).
+const SCRATCH_BLOCKS: usize = 128;
+
+/// Elements of scratch memory that [`select`] needs for a batch: 0 where no request has more than 1,024 key blocks.
+///
+/// # Errors
+/// [`Error::Shape`] when they do not fit the address space.
+pub fn scratch_len(geometry: &Geometry) -> Result<usize> {
+    if geometry.max_kb <= SPAN as usize {
+        return Ok(0);
+    }
+    product("score scratch", &[SCRATCH_BLOCKS, ROWS as usize, geometry.max_kb])
+}
+
+/// How the work of a batch is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    /// Query blocks of a strip.
+    strip: usize,
+    /// Thread blocks of a cluster: heads that share their copies of the key sums.
+    cluster: usize,
+    /// Thread blocks of the grid.
+    blocks: usize,
+}
+
+impl Shape {
+    fn of(geometry: &Geometry, hq: usize, group: usize, sm_count: usize, scratch: bool) -> Self {
+        let items = |strip: usize| hq.saturating_mul(geometry.total_qb().div_ceil(strip));
+        let whole = ROWS as usize;
+        // A strip of half the length reads the key sums twice as often, but leaves no multiprocessor idle.
+        let strip = if items(whole) < sm_count { whole / 2 } else { whole };
+        // Sharing pays where key sums are most of the traffic; where they are not, waiting for each other costs more.
+        let wanted = match geometry.max_kb {
+            0..256 => 1,
+            256..512 => 2,
+            _ => 4,
+        };
+        let cluster = [4, 2, 1].into_iter().find(|&n| n <= wanted && group.is_multiple_of(n)).unwrap_or(1);
+        let blocks = items(strip);
+        Self { strip, cluster, blocks: if scratch { blocks.min(SCRATCH_BLOCKS) } else { blocks } }
+    }
+}
+
+/// Lists of every row, with the geometry's budgets.
 ///
 /// # Errors
 /// [`Error::Shape`] or [`Error::Value`] naming the tensor, before anything is launched; [`Error::Driver`].
-pub fn query_sums(at: &Launcher<'_>, args: &QuerySums) -> Result<()> {
+pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<()> {
     let geometry = at.geometry.host();
-    let (hq, total_qb) = (at.heads.hq, geometry.total_qb());
+    let (hq, hkv) = (at.heads.hq, at.heads.hkv);
+    let (total_qb, total_kb) = (geometry.total_qb(), geometry.total_kb());
     let q_rows = args.q.require_rows("q", args.q_rows, geometry.total_q, hq)?;
     args.q_scale.require("q_scale", &[geometry.total_q, hq])?;
-    args.q_sums.require_vectors("q_sums", &[hq, total_qb, SUM_LEN])?;
-    let params = QuerySumsParams {
+    args.k_sums.require_vectors("k_sums", &[hkv, total_kb, SUM_LEN])?;
+    args.run_norms.require_vectors("run_norms", &[hkv, total_kb, RUNS])?;
+    args.lists.check(at)?;
+    if args.lists.stride < geometry.list_stride {
+        return Err(Error::shape("lists", format!("room for {} blocks", geometry.list_stride), args.lists.stride));
+    }
+    let (scores, score_stride, scratch) = args.scores.check(geometry, hq)?;
+    let shape = Shape::of(geometry, hq, at.heads.group(), at.kernels.sm_count(), scratch);
+    if shape.blocks == 0 {
+        // An empty tensor has no map.
+        return Ok(());
+    }
+    let oam = &config.oam;
+    let params = SelectParams {
         q: args.q.address(),
         q_scale: args.q_scale.address(),
         q_rows,
         requests: at.geometry.requests().address(),
         query_blocks: at.geometry.query_blocks().address(),
-        q_sums: args.q_sums.address(),
-        hq: int("hq", hq)?,
-        total_qb: int("total_qb", total_qb)?,
-    };
-    let grid = Launch::grid(total_qb, hq, 1);
-    // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory.
-    unsafe { at.kernels.query_sums.launch(at.stream, &grid, &[Arg::of(&params)]) }
-}
-
-/// Buffers of [`value_bias`].
-#[derive(Clone, Copy, Debug)]
-pub struct ValueBias {
-    /// `[hkv, total_kb, 8]`.
-    pub run_norms: Span<f32>,
-    /// Out: `[hkv, total_kb]`.
-    pub v_bias: Span<f32>,
-}
-
-/// Value term of every key block.
-///
-/// # Errors
-/// As [`query_sums`].
-pub fn value_bias(at: &Launcher<'_>, args: &ValueBias, oam: &OamConfig) -> Result<()> {
-    let geometry = at.geometry.host();
-    let (hkv, total_kb) = (at.heads.hkv, geometry.total_kb());
-    args.run_norms.require_vectors("run_norms", &[hkv, total_kb, RUNS])?;
-    args.v_bias.require("v_bias", &[hkv, total_kb])?;
-    let params = ValueBiasParams {
         run_norms: args.run_norms.address(),
-        requests: at.geometry.requests().address(),
-        v_bias: args.v_bias.address(),
-        lambda: oam.lambda,
-        count_empty_runs: oam.count_empty_runs.into(),
-        total_kb: int("total_kb", total_kb)?,
-        hkv: int("hkv", hkv)?,
-    };
-    let grid = Launch::grid(geometry.requests.len(), hkv, 1);
-    // SAFETY: as in `query_sums`.
-    unsafe { at.kernels.value_bias.launch(at.stream, &grid, &[Arg::of(&params)]) }
-}
-
-/// Buffers of [`scores`].
-#[derive(Clone, Copy, Debug)]
-pub struct Scores {
-    /// `[hq, total_qb, 16, 128]`.
-    pub q_sums: Span<bf16>,
-    /// `[hkv, total_kb, 16, 128]`, group g at 15 - g.
-    pub k_sums: Span<bf16>,
-    /// `[hkv, total_kb]`.
-    pub v_bias: Span<f32>,
-    /// Out: `[hq, total_qb, stride]`; only columns that the row may see are written.
-    pub scores: Span<f32>,
-    /// Columns of a score row, at least the most key blocks of one request.
-    pub stride: usize,
-}
-
-/// Scores of every (query block, key block) pair.
-///
-/// # Errors
-/// As [`query_sums`].
-pub fn scores(at: &Launcher<'_>, args: &Scores, oam: &OamConfig) -> Result<()> {
-    let geometry = at.geometry.host();
-    let (hq, hkv) = (at.heads.hq, at.heads.hkv);
-    let (total_qb, total_kb) = (geometry.total_qb(), geometry.total_kb());
-    if args.stride < geometry.max_kb {
-        return Err(Error::shape("scores", format!("at least {} columns", geometry.max_kb), args.stride));
-    }
-    args.q_sums.require_vectors("q_sums", &[hq, total_qb, SUM_LEN])?;
-    args.k_sums.require_vectors("k_sums", &[hkv, total_kb, SUM_LEN])?;
-    args.v_bias.require("v_bias", &[hkv, total_kb])?;
-    args.scores.require("scores", &[hq, total_qb, args.stride])?;
-    let tile = TILE as usize;
-    let grid = Launch::grid(geometry.max_kb.div_ceil(tile), geometry.max_qb.div_ceil(tile), geometry.requests.len().saturating_mul(hq));
-    if grid.is_empty() {
-        // An empty tensor has no map.
-        return Ok(());
-    }
-    let params = ScoresParams {
-        v_bias: args.v_bias.address(),
-        requests: at.geometry.requests().address(),
-        scores: args.scores.address(),
+        lists: args.lists.lists.address(),
+        counts: args.lists.counts.address(),
+        scores,
         qk_scale: oam.qk_scale,
+        lambda: oam.lambda,
         round_bf16: oam.round_bf16.into(),
-        score_stride: int("score_stride", args.stride)?,
+        count_empty_runs: oam.count_empty_runs.into(),
+        causal: geometry.causal.into(),
+        sink: int("sink", config.sink as usize)?,
+        window: int("window", config.window as usize)?,
+        guards_on_top: matches!(config.guards, Guards::OnTop).into(),
+        keep_all_ties: matches!(config.ties, TieRule::KeepAll).into(),
+        strip: int("strip", shape.strip)?,
+        score_stride: int("score_stride", score_stride)?,
+        scores_by_block: scratch.into(),
+        list_stride: int("list_stride", args.lists.stride)?,
         hq: int("hq", hq)?,
         group: int("group", at.heads.group())?,
         total_qb: int("total_qb", total_qb)?,
         total_kb: int("total_kb", total_kb)?,
-        causal: geometry.causal.into(),
+        reserved: 0,
     };
-    let q_map = sums_map(at, "q_sums", &args.q_sums, total_qb, hq)?;
-    let k_map = sums_map(at, "k_sums", &args.k_sums, total_kb, hkv)?;
-    // SAFETY: the kernel takes this block and the two maps; every extent it touches was checked above, the spans promise
-    // the memory.
-    unsafe { at.kernels.scores.launch(at.stream, &grid, &[Arg::of(&params), Arg::of(&q_map), Arg::of(&k_map)]) }
+    let k_map = sums_map(at, &args.k_sums)?;
+    let grid = Launch::grid(shape.blocks, 1, 1).cluster([shape.cluster as u32, 1, 1]).overlap(args.overlap && at.kernels.overlaps());
+    // SAFETY: the kernel takes this block and the map; every extent it touches was checked above, the spans promise the memory.
+    // The grid is a multiple of the cluster, whose heads share a KV head: the cluster divides the group.
+    unsafe { at.kernels.select.launch(at.stream, &grid, &[Arg::of(&params), Arg::of(&k_map)]) }
 }
 
-/// Sums as `[2048, blocks, heads]` in boxes of 64 elements of 128 blocks of one head.
-fn sums_map(at: &Launcher<'_>, name: &'static str, sums: &Span<bf16>, blocks: usize, heads: usize) -> Result<TensorMap> {
+impl ScoreSpace {
+    /// Address and columns of the rows, and whether they are scratch.
+    fn check(&self, geometry: &Geometry, hq: usize) -> Result<(u64, usize, bool)> {
+        match self {
+            Self::All { scores, stride } => {
+                if *stride < geometry.max_kb {
+                    return Err(Error::shape("scores", format!("at least {} columns", geometry.max_kb), stride));
+                }
+                scores.require("scores", &[hq, geometry.total_qb(), *stride])?;
+                Ok((scores.address(), *stride, false))
+            }
+            Self::None if geometry.max_kb > SPAN as usize => {
+                Err(Error::shape("scores", format!("scratch memory, for {} key blocks", geometry.max_kb), "none"))
+            }
+            Self::None => Ok((0, 0, false)),
+            Self::Scratch(scratch) => {
+                let len = scratch_len(geometry)?;
+                scratch.require("scores", &[len])?;
+                // Without a long request nothing is ever written there, and the grid need not be bounded by it.
+                Ok(if len == 0 { (0, 0, false) } else { (scratch.address(), geometry.max_kb, true) })
+            }
+        }
+    }
+}
+
+/// Sums as `[2048, total_kb, hkv]` in boxes of 64 elements of 64 key blocks of one head.
+fn sums_map(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<TensorMap> {
+    let (blocks, heads) = (at.geometry.host().total_kb() as u64, at.heads.hkv as u64);
     let row = (SUM_LEN * size_of::<bf16>()) as u64;
     let desc = TensorMapDesc {
-        name,
+        name: "k_sums",
         element: ElementType::Bf16,
         address: sums.address(),
         bytes: sums.bytes(),
-        dims: &[SUM_LEN as u64, blocks as u64, heads as u64],
-        strides: &[row, row * blocks as u64],
+        dims: &[SUM_LEN as u64, blocks, heads],
+        strides: &[row, row * blocks],
         box_dims: &[STEP, TILE, 1],
         swizzle: Swizzle::B128,
     };
     TensorMap::encode(at.kernels.device(), &desc)
 }
 
-/// Buffers of [`topk`].
-#[derive(Clone, Copy, Debug)]
-pub struct Topk {
-    /// `[hq, total_qb, score_stride]`.
-    pub scores: Span<f32>,
-    /// Columns of a score row.
-    pub score_stride: usize,
-    /// Out.
-    pub lists: Lists,
+/// Checks the grids that [`select`] may launch for a batch, whatever the GPU.
+pub(crate) fn check_grid(geometry: &Geometry, hq: usize) -> Result<()> {
+    let strips = geometry.total_qb().div_ceil(ROWS as usize / 2);
+    Launch::grid(hq.saturating_mul(strips), 1, 1).validate("select")
 }
 
-/// Lists of every row, with the geometry's budgets.
-///
-/// # Errors
-/// As [`query_sums`]; [`Error::Shape`] too when a list of the geometry would not fit.
-pub fn topk(at: &Launcher<'_>, args: &Topk, config: &StemConfig) -> Result<()> {
-    let geometry = at.geometry.host();
-    let (hq, total_qb) = (at.heads.hq, geometry.total_qb());
-    if args.score_stride < geometry.max_kb {
-        return Err(Error::shape("scores", format!("at least {} columns", geometry.max_kb), args.score_stride));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(tokens: i32) -> Geometry {
+        Geometry::new(&[0, tokens], &[0, tokens], &[tokens], true, None).expect("a batch")
     }
-    if args.lists.stride < geometry.list_stride {
-        return Err(Error::shape("lists", format!("room for {} blocks", geometry.list_stride), args.lists.stride));
+
+    #[test]
+    fn grids_are_multiples_of_their_clusters() {
+        for tokens in [1, 128, 8192, 32_768, 65_536, 131_072, 1 << 20] {
+            for (hq, hkv) in [(1, 1), (2, 1), (3, 1), (6, 3), (8, 8), (12, 3), (32, 4), (40, 8)] {
+                for sm_count in [78, 114, 132] {
+                    let geometry = geometry(tokens);
+                    let scratch = geometry.max_kb > 1024;
+                    let Shape { strip, cluster, blocks } = Shape::of(&geometry, hq, hq / hkv, sm_count, scratch);
+                    assert!(strip == 16 || strip == 32);
+                    assert!(blocks > 0 && (hq / hkv) % cluster == 0, "{tokens}, {hq}/{hkv}");
+                    // Items of a cluster are neighbouring heads of one window, also after a stride of the whole grid.
+                    assert_eq!(hq % cluster, 0);
+                    assert_eq!(blocks % cluster, 0, "{tokens}, {hq}/{hkv}: {blocks} in {cluster}");
+                    assert!(blocks <= hq * geometry.total_qb().div_ceil(strip));
+                }
+            }
+        }
     }
-    args.scores.require("scores", &[hq, total_qb, args.score_stride])?;
-    args.lists.check(at)?;
-    let params = TopkParams {
-        scores: args.scores.address(),
-        query_blocks: at.geometry.query_blocks().address(),
-        requests: at.geometry.requests().address(),
-        lists: args.lists.lists.address(),
-        counts: args.lists.counts.address(),
-        score_stride: int("score_stride", args.score_stride)?,
-        list_stride: int("list_stride", args.lists.stride)?,
-        total_qb: int("total_qb", total_qb)?,
-        causal: geometry.causal.into(),
-        sink: int("sink", config.sink as usize)?,
-        window: int("window", config.window as usize)?,
-        guards_on_top: matches!(config.guards, Guards::OnTop).into(),
-        keep_all_ties: matches!(config.ties, TieRule::KeepAll).into(),
-    };
-    let grid = Launch::grid(total_qb, hq, 1);
-    // SAFETY: as in `query_sums`.
-    unsafe { at.kernels.topk.launch(at.stream, &grid, &[Arg::of(&params)]) }
+
+    #[test]
+    fn only_long_requests_need_scratch() {
+        assert_eq!(scratch_len(&geometry(131_072)).ok(), Some(0));
+        assert_eq!(scratch_len(&geometry(131_073)).ok(), Some(128 * 32 * 1025));
+        let span = |len| {
+            // SAFETY: nothing is launched.
+            ScoreSpace::Scratch(unsafe { Span::from_raw(256, len) })
+        };
+        assert_eq!(ScoreSpace::None.check(&geometry(131_072), 2).ok(), Some((0, 0, false)));
+        assert!(matches!(ScoreSpace::None.check(&geometry(131_073), 2), Err(Error::Shape { tensor: "scores", .. })));
+        assert_eq!(span(128 * 32 * 1025).check(&geometry(131_073), 2).ok(), Some((256, 1025, true)));
+        assert!(span(128 * 32 * 1025 - 1).check(&geometry(131_073), 2).is_err());
+        assert_eq!(span(0).check(&geometry(300), 2).ok(), Some((0, 0, false)));
+    }
 }

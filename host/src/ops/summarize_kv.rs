@@ -4,7 +4,7 @@ use super::{Launcher, Paged, Scales, Span, int};
 use crate::driver::{Arg, Launch};
 use crate::error::Result;
 use half::bf16;
-use stem_attn_kernels::abi::SummarizeKvParams;
+use stem_attn_kernels::abi::{KeyBlock, QueryBlock, SummarizeKvParams};
 use stem_attn_kernels::config::{RUNS, SUM_LEN, TILE_BYTES};
 
 /// Buffers of [`summarize_kv`].
@@ -20,9 +20,21 @@ pub struct SummarizeKv {
     pub run_norms: Option<Span<f32>>,
     /// Out: e4m3 codes `[total_kb, hkv, 16384]` in operand order.
     pub v_tiles: Span<u8>,
+    /// Which blocks to summarise.
+    pub blocks: Blocks,
 }
 
-/// Summarises every key block of the batch.
+/// Key blocks of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// Every block with a token.
+    All,
+    /// Blocks with a new token. What is known of the others must be in the outputs already: a chunk of a prompt pays for its own
+    /// blocks only.
+    New,
+}
+
+/// Summarises key blocks of the batch. Room that a request has for the rest of its prompt stays as it is.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] or [`crate::Error::Value`] naming the tensor, before anything is launched; [`crate::Error::Driver`].
@@ -39,12 +51,16 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
     if let Some(run_norms) = &args.run_norms {
         run_norms.require("run_norms", &[hkv, total_kb, RUNS])?;
     }
+    let (blocks, block_stride, count) = match args.blocks {
+        Blocks::All => (at.geometry.key_blocks().address(), size_of::<KeyBlock>(), total_kb),
+        Blocks::New => (at.geometry.query_blocks().address(), size_of::<QueryBlock>(), geometry.total_qb()),
+    };
     let params = SummarizeKvParams {
         k_pages: args.kv.k_pages.address(),
         v_pages: args.kv.v_pages.address(),
         page_table: args.kv.table.address(),
         requests: at.geometry.requests().address(),
-        key_blocks: at.geometry.key_blocks().address(),
+        blocks,
         k_scale: args.scales.k.address(),
         v_scale: args.scales.v.address(),
         k_sums: args.k_sums.map_or(0, |s| s.address()),
@@ -60,9 +76,9 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
         pages: int("pages", args.kv.desc.pages)?,
         total_kb: int("total_kb", total_kb)?,
         hkv: int("hkv", hkv)?,
-        reserved: 0,
+        block_stride: int("block_stride", block_stride)?,
     };
-    let grid = Launch::grid(total_kb, hkv, 1);
+    let grid = Launch::grid(count, hkv, 1);
     let kernel = if k_token.first == 0 { &at.kernels.summarize_kv } else { &at.kernels.summarize_kv_token_scales };
     // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory, and
     // tokens of a page-table entry outside `0..pages` read as zeros.

@@ -1,13 +1,13 @@
 //! What a plan is made from, and every check that needs no GPU.
 
 use super::workspace::Layout;
-use crate::config::StemConfig;
+use crate::config::{ProbeConfig, Selector, StemConfig};
 use crate::driver::Launch;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ops::{Heads, PageDesc};
+use crate::kv::TokenScaleLayout;
+use crate::ops::{self, Heads, PageDesc, check_select_grid};
 use stem_attn_kernels::config::HEAD_DIM;
-use stem_attn_kernels::config::select::scores::TILE;
 
 /// Where the blocks that attention visits come from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,6 +98,11 @@ impl PlanDesc<'_> {
         let longest = geometry.requests.iter().map(|r| r.kv_len.max(0) as usize).max().unwrap_or(0);
         self.pages.check(longest, self.hkv)?;
         check_grids(&geometry, heads)?;
+        if let Some(Selector::Probe(probe)) = config.map(|config| &config.selector) {
+            ops::require_probe(&geometry, probe)?;
+            ProbeConfig::require_head_scales(self.pages.k_token_scales != TokenScaleLayout::None)?;
+            ops::probe_grid(&geometry, heads.hq, probe).validate("probe selector")?;
+        }
         let layout = Layout::new(&geometry, heads, &self.selection)?;
         Ok(Checked { heads, geometry, layout })
     }
@@ -105,16 +110,12 @@ impl PlanDesc<'_> {
 
 /// Checks every grid that the stages will launch.
 fn check_grids(geometry: &Geometry, heads: Heads) -> Result<()> {
-    let tile = TILE as usize;
-    let batch = geometry.requests.len();
     for (kernel, grid) in [
         ("summarize_kv", Launch::grid(geometry.total_kb(), heads.hkv, 1)),
-        ("append_kv and query sums", Launch::grid(geometry.total_qb(), heads.hq, 1)),
-        ("value bias", Launch::grid(batch, heads.hkv, 1)),
-        ("scores", Launch::grid(geometry.max_kb.div_ceil(tile), geometry.max_qb.div_ceil(tile), batch.saturating_mul(heads.hq))),
+        ("append_kv", Launch::grid(geometry.total_qb(), heads.hkv, 1)),
         ("attend's query blocks and heads", Launch::grid(geometry.total_qb().saturating_mul(heads.hq), 1, 1)),
     ] {
         grid.validate(kernel)?;
     }
-    Ok(())
+    check_select_grid(geometry, heads.hq)
 }

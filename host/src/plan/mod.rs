@@ -69,7 +69,7 @@ use crate::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
-use crate::ops::{DeviceGeometry, Heads, Kernels, PageDesc};
+use crate::ops::{Blocks, DeviceGeometry, Heads, Kernels, PageDesc};
 use crate::reference::KvSummaries;
 use desc::Checked;
 use std::sync::Arc;
@@ -89,6 +89,7 @@ pub struct Plan {
     softmax_scale: f32,
     layout: Layout,
     rows: TensorRows,
+    blocks: Blocks,
 }
 
 impl Plan {
@@ -108,6 +109,7 @@ impl Plan {
             softmax_scale: desc.softmax_scale,
             layout,
             rows: TensorRows::default(),
+            blocks: Blocks::All,
         })
     }
 
@@ -118,6 +120,14 @@ impl Plan {
     pub fn with_rows(self, rows: TensorRows) -> Result<Self> {
         rows.check(self.geometry().total_q, self.heads)?;
         Ok(Self { rows, ..self })
+    }
+
+    /// For the later chunks of prompts: `on` promises that the workspace of every run holds what runs of the chunks before left
+    /// there, by plans of the same heads and selection for the same prompts (in number, order and `prompt_lens`). Then only
+    /// blocks with new tokens are summarised, and a chunk pays for no history. Off, as in a new plan, all blocks are.
+    #[must_use]
+    pub fn continuing(self, on: bool) -> Self {
+        Self { blocks: if on { Blocks::New } else { Blocks::All }, ..self }
     }
 
     /// How the batch is cut into blocks.
@@ -142,7 +152,8 @@ impl Plan {
 
     /// Columns of a score row; 0 for a plan that does not score.
     pub fn score_stride(&self) -> usize {
-        self.layout.select.map_or(0, |s| s.score_stride)
+        let of_probe = self.layout.probe.map_or(0, |p| p.score_stride);
+        self.layout.select.map_or(of_probe, |s| s.score_stride)
     }
 
     /// Checks lists in host memory against the batch and copies them to the device, for a plan with
@@ -165,23 +176,14 @@ impl Plan {
     /// # Errors
     /// [`Error::Shape`] when the workspace is not large enough; [`Error::Driver`].
     pub fn download_lists(&self, stream: &Arc<CudaStream>, workspace: &Workspace) -> Result<Option<BlockLists>> {
-        let Some(select) = &self.layout.select else { return Ok(None) };
+        let Some(([lists, counts], stride)) = self.layout.selected() else { return Ok(None) };
         Ok(Some(BlockLists {
             hq: self.heads.hq,
             total_qb: self.geometry().total_qb(),
-            stride: select.list_stride,
-            counts: fetch(stream, workspace, select.counts)?,
-            lists: fetch(stream, workspace, select.lists)?,
+            stride,
+            counts: fetch(stream, workspace, counts)?,
+            lists: fetch(stream, workspace, lists)?,
         }))
-    }
-
-    /// The scores `[hq, total_qb, score_stride]` that the last selection left in the workspace; `None` for a plan that does
-    /// not score. Columns that a row cannot see are unspecified. Waits for the stream.
-    ///
-    /// # Errors
-    /// As [`Self::download_lists`].
-    pub fn download_scores(&self, stream: &Arc<CudaStream>, workspace: &Workspace) -> Result<Option<Vec<f32>>> {
-        self.layout.select.map(|select| fetch(stream, workspace, select.scores)).transpose()
     }
 
     /// What the last `summarize_kv` left in the workspace. Key sums and run norms are empty for a plan that does not

@@ -1,12 +1,12 @@
 //! The stages of a run, each also on its own so that it can be timed and tested.
 
 use super::tensors::{read, write};
-use super::workspace::{Placed, SelectRegions};
+use super::workspace::{Placed, ProbeRegions, SelectRegions};
 use super::{Plan, PlanSelection, PrefillOutputs, PrefillTensors, RawOutputs, RawTensors, Workspace};
-use crate::config::StemConfig;
-use crate::driver::CudaStream;
+use crate::config::{ProbeConfig, Selector, StemConfig};
+use crate::driver::{CudaStream, buffer};
 use crate::error::{Error, Result};
-use crate::ops::{self, Attend, Launcher, Lists, RowStrides, Span};
+use crate::ops::{self, Attend, Launcher, Lists, RowStrides, ScoreSpace, Span};
 use std::sync::Arc;
 
 impl Plan {
@@ -38,11 +38,12 @@ impl Plan {
         // Every stage checks what it reads; the last stage's outputs must not be found short once the first is queued.
         self.attend_args(tensors, &placed, outputs)?.check(&at)?;
         self.stage_summarize_kv(&at, tensors, &placed)?;
-        self.stage_select(&at, tensors, &placed)?;
+        self.stage_select(&at, tensors, &placed, None, true)?;
         self.stage_attend(&at, tensors, &placed, outputs)
     }
 
-    /// First stage: key sums and run norms, where the plan selects, and V tiles, into the workspace.
+    /// First stage: key sums and run norms, where the plan selects, and V tiles, into the workspace: of all blocks, or of the
+    /// new ones ([`Plan::continuing`]).
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -52,15 +53,37 @@ impl Plan {
         self.stage_summarize_kv(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?)
     }
 
-    /// Second stage: query sums, value term, scores and lists, from what the first left in the workspace. Queues nothing
-    /// for a plan that does not select.
+    /// Second stage: lists, from what the first left in the workspace. Queues nothing for a plan that does not select.
     ///
     /// # Errors
     /// As [`Self::run`].
     pub fn select(&self, stream: &Arc<CudaStream>, tensors: &PrefillTensors<'_>, workspace: &mut Workspace) -> Result<()> {
         let (tensors, _inputs) = tensors.spans(stream)?;
         let (scratch, _scratch) = write("workspace", workspace.buffer_mut(), stream)?;
-        self.stage_select(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?)
+        self.stage_select(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?, None, false)
+    }
+
+    /// The second stage once more, with its scores: `[hq, total_qb, score_stride]`, from what the first stage left in the
+    /// workspace; `None` for a plan that does not score. Columns that a row cannot see are unspecified. A run keeps its scores in
+    /// shared memory; the same inputs give the same ones here. Allocates all of them on the device; waits for the stream.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; [`Error::Driver`] also when memory runs out.
+    pub fn scores(&self, stream: &Arc<CudaStream>, tensors: &PrefillTensors<'_>, workspace: &mut Workspace) -> Result<Option<Vec<f32>>> {
+        if self.layout.selected().is_none() {
+            return Ok(None);
+        }
+        let extents = [self.heads.hq, self.geometry().total_qb(), self.score_stride()];
+        let len = extents.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
+        let len = len.ok_or_else(|| Error::shape("scores", "a size that fits the address space", format!("{extents:?}")))?;
+        let mut scores = buffer::zeroed::<f32>(stream, len)?;
+        {
+            let (tensors, _inputs) = tensors.spans(stream)?;
+            let (scratch, _scratch) = write("workspace", workspace.buffer_mut(), stream)?;
+            let (out, _out) = write("scores", &mut scores, stream)?;
+            self.stage_select(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?, Some(out), false)?;
+        }
+        buffer::download(stream, &scores, len).map(Some)
     }
 
     /// Third stage: attention, from the V tiles and lists in the workspace.
@@ -96,8 +119,24 @@ impl Plan {
         }
     }
 
+    /// The configuration and the regions of a plan that selects by probes.
+    fn probing(&self) -> Option<(&StemConfig, &ProbeConfig, &ProbeRegions)> {
+        match (&self.selection, &self.layout.probe) {
+            (PlanSelection::Stem(config @ StemConfig { selector: Selector::Probe(probe), .. }), Some(regions)) => {
+                Some((config, probe, regions))
+            }
+            _ => None,
+        }
+    }
+
     fn stage_summarize_kv(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed) -> Result<()> {
         let select = self.layout.select;
+        if let Some((.., regions)) = self.probing() {
+            ops::probe_means(
+                at,
+                &ops::ProbeMeans { kv: tensors.paged(self.pages), k_tiles: placed.at(regions.k_tiles), blocks: self.blocks },
+            )?;
+        }
         ops::summarize_kv(
             at,
             &ops::SummarizeKv {
@@ -106,18 +145,46 @@ impl Plan {
                 k_sums: select.map(|s| placed.at(s.k_sums)),
                 run_norms: select.map(|s| placed.at(s.run_norms)),
                 v_tiles: placed.at(self.layout.v_tiles),
+                blocks: self.blocks,
             },
         )
     }
 
-    fn stage_select(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed) -> Result<()> {
+    /// `scores`: where all scores go, if anywhere. `overlap`: whether `summarize_kv` was queued right before.
+    fn stage_select(
+        &self,
+        at: &Launcher<'_>,
+        tensors: &RawTensors,
+        placed: &Placed,
+        scores: Option<Span<f32>>,
+        overlap: bool,
+    ) -> Result<()> {
+        if let Some((config, probe, regions)) = self.probing() {
+            let args = ops::Probe {
+                q: tensors.q,
+                q_rows: self.q_rows(),
+                q_scale: tensors.q_scale,
+                scales: tensors.scales,
+                k_tiles: placed.at(regions.k_tiles),
+                lists: placed.lists([regions.lists, regions.counts], regions.list_stride),
+                scores: scores.map(|scores| (scores, self.score_stride())),
+                softmax_scale: self.softmax_scale,
+            };
+            return ops::probe(at, &args, probe, config);
+        }
         let Some((config, select)) = self.selecting() else { return Ok(()) };
-        let (q_sums, v_bias, scores) = (placed.at(select.q_sums), placed.at(select.v_bias), placed.at(select.scores));
-        let stride = select.score_stride;
-        ops::query_sums(at, &ops::QuerySums { q: tensors.q, q_rows: self.q_rows(), q_scale: tensors.q_scale, q_sums })?;
-        ops::value_bias(at, &ops::ValueBias { run_norms: placed.at(select.run_norms), v_bias }, &config.oam)?;
-        ops::scores(at, &ops::Scores { q_sums, k_sums: placed.at(select.k_sums), v_bias, scores, stride }, &config.oam)?;
-        ops::topk(at, &ops::Topk { scores, score_stride: stride, lists: placed.lists(select) }, config)
+        let scratch = ScoreSpace::Scratch(placed.at(select.scratch));
+        let args = ops::Select {
+            q: tensors.q,
+            q_rows: self.q_rows(),
+            q_scale: tensors.q_scale,
+            k_sums: placed.at(select.k_sums),
+            run_norms: placed.at(select.run_norms),
+            lists: placed.lists([select.lists, select.counts], select.list_stride),
+            scores: scores.map_or(scratch, |scores| ScoreSpace::All { scores, stride: select.score_stride }),
+            overlap,
+        };
+        ops::select(at, &args, config)
     }
 
     fn stage_attend(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed, outputs: &RawOutputs) -> Result<()> {
@@ -125,10 +192,10 @@ impl Plan {
     }
 
     fn attend_args(&self, tensors: &RawTensors, placed: &Placed, outputs: &RawOutputs) -> Result<Attend> {
-        let lists = match (&self.selection, self.layout.select, tensors.lists) {
+        let lists = match (&self.selection, self.layout.selected(), tensors.lists) {
             (PlanSelection::Dense, ..) => None,
             (PlanSelection::Lists { stride }, _, Some([lists, counts])) => Some(Lists { lists, counts, stride: *stride }),
-            (PlanSelection::Stem(_), Some(select), _) => Some(placed.lists(&select)),
+            (PlanSelection::Stem(_), Some((regions, stride)), _) => Some(placed.lists(regions, stride)),
             _ => return Err(Error::shape("lists", "the caller's lists, as the plan says", "none")),
         };
         Ok(Attend {

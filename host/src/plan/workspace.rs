@@ -1,10 +1,11 @@
 //! Scratch memory of a plan: where its intermediate tensors lie.
 
 use super::PlanSelection;
+use crate::config::Selector;
 use crate::driver::{CudaSlice, CudaStream, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ops::{Heads, Lists, Span};
+use crate::ops::{self, Heads, Lists, Span};
 use half::bf16;
 use std::sync::Arc;
 use stem_attn_kernels::config::{RUNS, SUM_LEN, TILE_BYTES};
@@ -28,12 +29,8 @@ pub(super) struct SelectRegions {
     pub k_sums: Region,
     /// f32 `[hkv, total_kb, 8]`.
     pub run_norms: Region,
-    /// f32 `[hkv, total_kb]`.
-    pub v_bias: Region,
-    /// bf16 `[hq, total_qb, 16, 128]`.
-    pub q_sums: Region,
-    /// f32 `[hq, total_qb, score_stride]`.
-    pub scores: Region,
+    /// f32: scores of requests too long for shared memory, while they are in work; empty where there is none.
+    pub scratch: Region,
     /// i32 `[hq, total_qb, list_stride]`.
     pub lists: Region,
     /// i32 `[hq, total_qb]`.
@@ -44,13 +41,30 @@ pub(super) struct SelectRegions {
     pub list_stride: usize,
 }
 
+/// What the probe selector keeps in the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProbeRegions {
+    /// e4m3 codes: [`ops::key_tiles`].
+    pub k_tiles: Region,
+    /// i32 `[hq, total_qb, list_stride]`.
+    pub lists: Region,
+    /// i32 `[hq, total_qb]`.
+    pub counts: Region,
+    /// Columns of a score row, where scores are asked for.
+    pub score_stride: usize,
+    /// Capacity of a list.
+    pub list_stride: usize,
+}
+
 /// Where everything lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// e4m3 codes `[total_kb, hkv, 16384]`.
     pub v_tiles: Region,
-    /// Intermediate tensors of the selection, when the plan selects.
+    /// Intermediate tensors of the selection, when the plan selects by Stem's score.
     pub select: Option<SelectRegions>,
+    /// The same, when it selects by probes.
+    pub probe: Option<ProbeRegions>,
     bytes: usize,
 }
 
@@ -62,23 +76,37 @@ impl Layout {
         let (total_qb, total_kb) = (geometry.total_qb(), geometry.total_kb());
         let v_tiles = region("v_tiles", &[total_kb, heads.hkv, TILE_BYTES], 1)?;
         let select = match selection {
-            PlanSelection::Dense | PlanSelection::Lists { .. } => None,
-            PlanSelection::Stem(_) => {
+            PlanSelection::Stem(config) if config.selector == Selector::Stem => {
                 let (score_stride, list_stride) = (geometry.max_kb.max(1), geometry.list_stride);
                 Some(SelectRegions {
                     k_sums: region("k_sums", &[heads.hkv, total_kb, SUM_LEN], size_of::<bf16>())?,
                     run_norms: region("run_norms", &[heads.hkv, total_kb, RUNS], size_of::<f32>())?,
-                    v_bias: region("v_bias", &[heads.hkv, total_kb], size_of::<f32>())?,
-                    q_sums: region("q_sums", &[heads.hq, total_qb, SUM_LEN], size_of::<bf16>())?,
-                    scores: region("scores", &[heads.hq, total_qb, score_stride], size_of::<f32>())?,
+                    scratch: region("score scratch", &[ops::scratch_len(geometry)?], size_of::<f32>())?,
                     lists: region("lists", &[heads.hq, total_qb, list_stride], size_of::<i32>())?,
                     counts: region("counts", &[heads.hq, total_qb], size_of::<i32>())?,
                     score_stride,
                     list_stride,
                 })
             }
+            _ => None,
         };
-        Ok(Self { v_tiles, select, bytes })
+        let probe = match selection {
+            PlanSelection::Stem(config) if config.selector != Selector::Stem => Some(ProbeRegions {
+                k_tiles: region("k_tiles", &ops::key_tiles(geometry, heads.hkv), 1)?,
+                lists: region("lists", &[heads.hq, total_qb, geometry.list_stride], size_of::<i32>())?,
+                counts: region("counts", &[heads.hq, total_qb], size_of::<i32>())?,
+                score_stride: geometry.max_kb.max(1),
+                list_stride: geometry.list_stride,
+            }),
+            _ => None,
+        };
+        Ok(Self { v_tiles, select, probe, bytes })
+    }
+
+    /// Lists and counts of a selection of either kind, and the capacity of a list.
+    pub fn selected(&self) -> Option<([Region; 2], usize)> {
+        let stem = self.select.map(|s| ([s.lists, s.counts], s.list_stride));
+        stem.or_else(|| self.probe.map(|p| ([p.lists, p.counts], p.list_stride)))
     }
 
     /// Bytes of the whole.
@@ -121,8 +149,8 @@ impl Placed {
     }
 
     /// The lists.
-    pub fn lists(&self, select: &SelectRegions) -> Lists {
-        Lists { lists: self.at(select.lists), counts: self.at(select.counts), stride: select.list_stride }
+    pub fn lists(&self, [lists, counts]: [Region; 2], stride: usize) -> Lists {
+        Lists { lists: self.at(lists), counts: self.at(counts), stride }
     }
 }
 
@@ -172,13 +200,27 @@ mod tests {
         let stem = PlanSelection::Stem(StemConfig::preset(Preset::Hpc));
         let layout = Layout::new(&geometry(1000), heads, &stem).expect("a layout");
         let s = layout.select.expect("a selecting plan");
-        let regions = [layout.v_tiles, s.k_sums, s.run_norms, s.v_bias, s.q_sums, s.scores, s.lists, s.counts];
+        let regions = [layout.v_tiles, s.k_sums, s.run_norms, s.scratch, s.lists, s.counts];
         for pair in regions.windows(2) {
             assert!(pair[0].offset + pair[0].bytes <= pair[1].offset && pair[1].offset % ALIGN == 0, "{pair:?}");
         }
         assert!(s.counts.offset + s.counts.bytes <= layout.bytes());
-        assert_eq!(s.scores.bytes, 6 * 8 * 8 * 4);
+        assert_eq!((s.scratch.bytes, s.lists.bytes), (0, 6 * 8 * 8 * 4));
         assert_eq!(layout.v_tiles.bytes, 8 * 3 * 16_384);
+    }
+
+    #[test]
+    fn a_plan_that_probes_has_tiles_and_lists_and_no_scores() {
+        let selector = Selector::Probe(crate::config::ProbeConfig::default());
+        let probe = PlanSelection::Stem(StemConfig { selector, ..StemConfig::preset(Preset::Hpc) });
+        let layout = Layout::new(&geometry(3000), Heads { hq: 6, hkv: 3 }, &probe).expect("a layout");
+        let p = layout.probe.expect("a plan that probes");
+        assert_eq!((layout.select, p.k_tiles.bytes), (None, 3 * 2 * 32_768));
+        let regions = [layout.v_tiles, p.k_tiles, p.lists, p.counts];
+        for pair in regions.windows(2) {
+            assert!(pair[0].offset + pair[0].bytes <= pair[1].offset && pair[1].offset % ALIGN == 0, "{pair:?}");
+        }
+        assert_eq!(layout.selected(), Some(([p.lists, p.counts], p.list_stride)));
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod append_kv;
 mod attend;
 pub mod error;
 mod prefill;
+mod probe_pool;
+mod probe_scores;
 mod select;
 mod summarize_kv;
 mod tile;
@@ -19,6 +21,8 @@ pub use prefill::prefill;
 pub(crate) use prefill::select;
 #[cfg(feature = "cuda")]
 pub(crate) use prefill::validate;
+pub use probe_pool::{KeyMeans, QueryMeans, key_means, query_means};
+pub use probe_scores::{ProbeInputs, probe_scores};
 pub use select::{ScoreInputs, query_sums, score_key, scores, topk, topk_row, value_bias};
 pub use summarize_kv::{KvSummaries, summarize_kv};
 

@@ -1,13 +1,15 @@
 //! The whole prefill on the CPU.
 
 use super::attend::{AttendInputs, attend_model, default_softmax_scale};
+use super::probe_pool::{key_means, query_means};
+use super::probe_scores::{ProbeInputs, probe_scores};
 use super::select::{ScoreInputs, query_sums, scores, topk, value_bias};
 use super::summarize_kv::{KvSummaries, summarize_kv};
 use crate::backend::{PrefillOptions, PrefillOutput, StageTime, StageTimes};
-use crate::config::{Selection, StemConfig};
+use crate::config::{ProbeConfig, Selection, Selector, StemConfig};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::kv::layout::{PageLayout, PagedTensors, check_page_size};
+use crate::kv::layout::{PageLayout, PagedKv, PagedTensors, check_page_size};
 use crate::mask::BlockLists;
 use crate::tensor::PrefillInputs;
 use std::time::Instant;
@@ -18,7 +20,7 @@ use std::time::Instant;
 ///
 /// # Errors
 /// Any error of [`PrefillInputs::validate`], [`StemConfig::validate`], [`Geometry::new`] or [`BlockLists::validate`], and
-/// [`Error::Value`] for a page size that is not supported, `repeat` 0, or options and configuration that disagree on `causal`;
+/// [`Error::Unsupported`] for the probe selector with a K scale per token, and [`Error::Value`] for a page size that is not supported, `repeat` 0, or options and configuration that disagree on `causal`;
 /// all before anything is computed.
 pub fn prefill(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &PrefillOptions) -> Result<PrefillOutput> {
     let geometry = validate(inputs, selection, options)?;
@@ -35,7 +37,7 @@ pub fn prefill(inputs: &PrefillInputs<'_>, selection: Selection<'_>, options: &P
         Selection::Dense => (BlockLists::dense(inputs.hq, &geometry)?, None),
         Selection::Lists(lists) => (lists.clone(), None),
         Selection::Stem(config) => {
-            let ((lists, scores), time) = timed(options.repeat, || select(inputs, &summaries, &geometry, config))?;
+            let ((lists, scores), time) = timed(options.repeat, || select(inputs, &summaries, &kv, &geometry, config))?;
             times.select = time;
             (lists, Some(scores))
         }
@@ -73,6 +75,9 @@ pub(crate) fn validate(inputs: &PrefillInputs<'_>, selection: Selection<'_>, opt
         if config.causal != options.causal {
             return Err(Error::value("causal", format!("{}, as in the options", options.causal), config.causal));
         }
+        if config.selector != Selector::Stem {
+            ProbeConfig::require_head_scales(inputs.k_token_scale().is_some())?;
+        }
     }
     let geometry = Geometry::new(inputs.cu_seqlens_q, inputs.cu_seqlens_kv, inputs.prompt_lens, options.causal, config)?;
     if let Selection::Lists(lists) = selection {
@@ -85,16 +90,32 @@ pub(crate) fn validate(inputs: &PrefillInputs<'_>, selection: Selection<'_>, opt
 pub(crate) fn select(
     inputs: &PrefillInputs<'_>,
     summaries: &KvSummaries,
+    kv: &PagedKv<'_>,
     geometry: &Geometry,
     config: &StemConfig,
 ) -> Result<(BlockLists, Vec<f32>)> {
+    let score_stride = geometry.max_kb.max(1);
+    let scores = match &config.selector {
+        Selector::Stem => stem_scores(inputs, summaries, geometry, config)?,
+        Selector::Probe(probe) => {
+            let keys = key_means(kv, geometry, probe)?;
+            let queries = query_means(inputs.q, inputs.q_scale, inputs.hq, geometry, probe)?;
+            let softmax_scale = default_softmax_scale();
+            let inputs = ProbeInputs { queries: &queries, keys: &keys, k_scale: inputs.k_head_scale(), softmax_scale, score_stride };
+            probe_scores(&inputs, geometry, probe)?
+        }
+    };
+    Ok((topk(&scores, score_stride, inputs.hq, geometry, config)?, scores))
+}
+
+/// Scores of the Output-Aware Metric.
+fn stem_scores(inputs: &PrefillInputs<'_>, summaries: &KvSummaries, geometry: &Geometry, config: &StemConfig) -> Result<Vec<f32>> {
     let score_stride = geometry.max_kb.max(1);
     let q_sums = query_sums(inputs.q, inputs.q_scale, inputs.hq, geometry)?;
     let v_bias = value_bias(&summaries.run_norms, inputs.hkv, geometry, &config.oam)?;
     let score_inputs =
         ScoreInputs { q_sums: &q_sums, k_sums: &summaries.k_sums, v_bias: &v_bias, hq: inputs.hq, hkv: inputs.hkv, score_stride };
-    let scores = scores(&score_inputs, geometry, &config.oam)?;
-    Ok((topk(&scores, score_stride, inputs.hq, geometry, config)?, scores))
+    scores(&score_inputs, geometry, &config.oam)
 }
 
 /// Runs a stage `repeat` times (at least once) and returns its last result with the times.

@@ -10,7 +10,7 @@ use crate::config::summarize_kv::NORMS;
 use crate::config::{GROUPS, HEAD_DIM, NORM_EPS, RUN, RUNS, SUM_LEN, TILE_BYTES};
 use crate::layout::pages::{clamped, position, row_offset, scale_offset};
 use crate::layout::transpose::{stage_offset, transpose_4x4, unit, unit_offset, unit_source, word_tokens};
-use crate::ptx::{SmemAddr, barrier, global, math, smem, special, warp};
+use crate::ptx::{SmemAddr, barrier, global, math, pdl, smem, special, warp};
 use crate::tile::pages::{PageTable, Slot, load_or_zero};
 use crate::tile::sums::{GroupSum, square_sum};
 use crate::unroll;
@@ -47,11 +47,19 @@ pub unsafe extern "gpu-kernel" fn summarize_kv_fp8_d128_token_scales(p: Summariz
 unsafe fn summarize<const TOKEN_SCALES: bool>(p: &SummarizeKvParams) {
     let thread = special::tid_x();
     let (chunk, r) = (thread % 8, thread / 8);
-    let (index, head) = (special::ctaid_x() as i64, special::ctaid_y() as i32);
+    let head = special::ctaid_y() as i32;
     let shared = smem::base();
-    // SAFETY: the grid is as large as the arrays; slots lead to pages of the pool only; every thread reaches the barrier.
+    // SAFETY: the grid is as large as the arrays; slots lead to pages of the pool only; every thread reaches the barrier, or,
+    // where the block is past the request's last, none.
     unsafe {
-        let slots = locate(p, index, r);
+        pdl::launch_dependents();
+        let block = *(p.blocks.wrapping_add(special::ctaid_x() as u64 * p.block_stride as u32 as u64) as *const KeyBlock);
+        let request = *(p.requests as *const Request).offset(block.request as isize);
+        if block.block >= request.kb_len {
+            return;
+        }
+        let index = (request.kb_start + block.block) as i64;
+        let slots = locate(p, block, &request, r);
         let v = load(p.v_pages + chunk as u64 * 16, &slots, |s| row_offset(&p.v_strides, s.page, s.in_page, head));
         // Place of this (head, block) in the sums and norms.
         let place = head as i64 * p.total_kb as i64 + index;
@@ -79,24 +87,20 @@ unsafe fn summarize<const TOKEN_SCALES: bool>(p: &SummarizeKvParams) {
     }
 }
 
-/// Where token `r` of each run of key block `index` lives. Tokens past the request's last exist nowhere.
+/// Where token `r` of each run of a key block lives. Tokens past the request's last exist nowhere.
 ///
 /// # Safety
-/// `index` is one of the key blocks that the host put into the arrays.
+/// The block is one of the request's, and the request one of those that the host put into the arrays.
 #[inline(always)]
-unsafe fn locate(p: &SummarizeKvParams, index: i64, r: u32) -> [Slot; 8] {
+unsafe fn locate(p: &SummarizeKvParams, block: KeyBlock, request: &Request, r: u32) -> [Slot; 8] {
     let mut slots = [Slot { page: 0, in_page: 0, exists: false }; 8];
-    // SAFETY: `index` lies in the grid, which is as large as the arrays.
-    unsafe {
-        let block = *(p.key_blocks as *const KeyBlock).offset(index as isize);
-        let request = *(p.requests as *const Request).offset(block.request as isize);
-        let table = PageTable::new(p.page_table, block.request, p.table_stride, p.page_size, p.pages);
-        unroll!(R < 8 {
-            let at = position(block.block, (R * RUN) as i32 + r as i32);
-            let slot = table.slot(clamped(at, request.kv_len));
-            slots[R] = Slot { exists: slot.exists & (at < request.kv_len), ..slot };
-        });
-    }
+    let table = PageTable::new(p.page_table, block.request, p.table_stride, p.page_size, p.pages);
+    unroll!(R < 8 {
+        let at = position(block.block, (R * RUN) as i32 + r as i32);
+        // SAFETY: the request has a row in the table, and a token.
+        let slot = unsafe { table.slot(clamped(at, request.kv_len)) };
+        slots[R] = Slot { exists: slot.exists & (at < request.kv_len), ..slot };
+    });
     slots
 }
 

@@ -1,5 +1,16 @@
 //! Selection: which key blocks a row may keep, which it must keep, and the arithmetic of the radix select.
 
+use super::swizzle_128;
+use crate::config::select::SUM_BYTES;
+
+/// Where the sum of row `row`, dimensions `16 * chunk ..` of a group, goes in the operand of one group of query sums, two steps of
+/// 64 dimensions in rows of 128 bytes with the 128-byte swizzle. The upper eight of the dimensions lie at the offset with bit 4
+/// flipped, row 16 further on 2,048 bytes higher.
+#[inline(always)]
+pub const fn sum_offset(row: u32, chunk: u32) -> u32 {
+    chunk / 4 * SUM_BYTES + swizzle_128((row * 128 + chunk % 4 * 32) as usize) as u32
+}
+
 /// Order-preserving key of a score given as f32 bits: larger scores have larger keys, -0 equals +0, and every NaN or
 /// infinity gets 0, which is below the key of any finite score.
 #[inline(always)]
@@ -83,34 +94,88 @@ impl Threshold {
     }
 }
 
-/// Place of a digit in a histogram: the largest digit first.
-#[inline(always)]
-pub const fn bin_of_digit(digit: u32) -> u32 {
-    0xff - (digit & 0xff)
+/// What a row keeps besides its guards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// How many of the ranked blocks stay.
+    pub budget: i32,
+    /// Whether every block with the score at the budget's edge stays.
+    pub keep_all_ties: bool,
+    /// Lowest bit in which two keys may differ: 0, or [`BF16_LOW_BIT`] where all scores are bf16 values.
+    pub low_bit: u32,
 }
 
-/// One lane's part of the search for the bin that holds rank `rank` (from 1): `counts` are the lane's eight consecutive
-/// bins and `before` what lies in the bins before them, less than `rank`. Gives the bin (0..8) and the rank inside it.
-/// Right only if the eight bins reach the rank.
-#[inline(always)]
-pub const fn find_bin(counts: [u32; 8], before: u32, rank: u32) -> (u32, u32) {
-    let mut found = (0, rank - before);
-    let mut sum = before;
-    macro_rules! step {
-        ($($i:literal)*) => {$(
-            sum += counts[$i];
-            if sum < rank {
-                found = ($i + 1, rank - sum);
-            }
-        )*};
+/// Lowest bit that tells the keys of two finite bf16 values apart: what lies below is a copy of the sign.
+pub const BF16_LOW_BIT: u32 = 16;
+
+impl Rule {
+    /// Whether the row has to choose, or keeps every block it sees.
+    #[inline(always)]
+    pub const fn chooses(self, row: Row) -> bool {
+        self.budget < row.ranked()
     }
-    step!(0 1 2 3 4 5 6);
-    found
+}
+
+/// A radix select with digits of one bit: the search for the largest key that at least `budget` ranked blocks reach. Counting
+/// costs an addition a block and step, and no memory that lanes would have to share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// The bits decided so far.
+    key: u32,
+    /// Ranked blocks above the last key that too few of them reach: in the end those above `key`.
+    above: u32,
+}
+
+impl Search {
+    /// Nothing decided.
+    pub const START: Self = Self { key: 0, above: 0 };
+
+    /// The key to count at for bit `bit` (31 first).
+    #[inline(always)]
+    pub const fn probe(self, bit: u32) -> u32 {
+        self.key | (1 << bit)
+    }
+
+    /// Decides a bit: `reach` ranked blocks have at least the key `probe`.
+    #[inline(always)]
+    pub const fn decide(self, probe: u32, reach: u32, budget: u32) -> Self {
+        if reach >= budget { Self { key: probe, ..self } } else { Self { above: reach, ..self } }
+    }
+
+    /// The threshold when all bits are decided.
+    #[inline(always)]
+    pub const fn threshold(self, rule: Rule) -> Threshold {
+        Threshold { key: self.key, ties: if rule.keep_all_ties { u32::MAX } else { rule.budget as u32 - self.above } }
+    }
+}
+
+impl Threshold {
+    /// Blocks with at least the key `least` stay, and no other: the search may end where exactly the budget reaches a key.
+    /// `least` is not 0.
+    #[inline(always)]
+    pub const fn at_least(least: u32) -> Self {
+        Self { key: least - 1, ties: 0 }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Element (row, dimension) of a group, found the way the tensor core does: step, row, swizzled column.
+    #[test]
+    fn sums_land_where_the_products_read_them() {
+        let mut seen = vec![false; 2 * SUM_BYTES as usize];
+        for row in 0..32u32 {
+            for d in 0..128u32 {
+                let (low_row, high) = (row % 16, row / 16);
+                let at = (sum_offset(low_row, d / 16) ^ (d / 8 % 2 * 16)) + high * 2048 + d % 8 * 2;
+                let want = d / 64 * SUM_BYTES + swizzle_128((row * 128 + d % 64 * 2) as usize) as u32;
+                assert_eq!(at, want, "row {row}, dimension {d}");
+                assert!(!std::mem::replace(&mut seen[at as usize], true));
+            }
+        }
+    }
 
     #[test]
     fn keys_follow_the_order_of_the_scores() {
@@ -153,25 +218,18 @@ mod tests {
         assert_eq!(Row::new(5, 0, true, 4, 4, true).count, 0);
     }
 
-    /// A model of the kernel's radix select on one warp: lane l searches bins 8 l .. 8 l + 8.
-    fn threshold(keys: &[u32], budget: u32) -> Threshold {
-        let (mut prefix, mut rank) = (0u32, budget);
-        for pass in 0..4 {
-            let shift = 24 - 8 * pass;
-            let decided = if pass == 0 { 0 } else { u32::MAX << (shift + 8) };
-            let mut bins = [0u32; 256];
-            for &key in keys.iter().filter(|&&key| key & decided == prefix) {
-                bins[bin_of_digit(key >> shift) as usize] += 1;
+    /// What the kernel does, one lane for all.
+    fn threshold(keys: &[u32], rule: Rule, early: bool) -> Threshold {
+        let mut search = Search::START;
+        for bit in (rule.low_bit..32).rev() {
+            let probe = search.probe(bit);
+            let reach = keys.iter().filter(|&&key| key >= probe).count() as u32;
+            if early && reach == rule.budget as u32 {
+                return Threshold::at_least(probe);
             }
-            let lanes: Vec<[u32; 8]> = bins.chunks(8).map(|c| c.try_into().unwrap()).collect();
-            let before: Vec<u32> = (0..32).map(|l| bins[..8 * l].iter().sum()).collect();
-            let lane = before.iter().rposition(|&b| b < rank).unwrap();
-            let (bin, rest) = find_bin(lanes[lane], before[lane], rank);
-            assert!(bin < 8);
-            prefix |= bin_of_digit(8 * lane as u32 + bin) << shift;
-            rank = rest;
+            search = search.decide(probe, reach, rule.budget as u32);
         }
-        Threshold { key: prefix, ties: rank }
+        search.threshold(rule)
     }
 
     #[test]
@@ -188,20 +246,30 @@ mod tests {
                 })
                 .collect();
             for budget in [1, n / 3 + 1, n] {
-                let t = threshold(&keys, budget);
-                let mut ranked: Vec<(u32, usize)> = keys.iter().copied().zip(0..).collect();
-                ranked.sort_by_key(|&(key, j)| (std::cmp::Reverse(key), j));
-                let mut want: Vec<usize> = ranked[..budget as usize].iter().map(|&(_, j)| j).collect();
-                want.sort();
-                let mut ties = 0;
-                let mut got = vec![];
-                for (j, &key) in keys.iter().enumerate() {
-                    if t.keeps(key, ties) {
-                        got.push(j);
+                for (early, keep_all_ties, low_bit) in
+                    [(false, false, 0), (true, false, 0), (false, true, 0), (true, true, 0), (true, false, 16)]
+                {
+                    let rule = Rule { budget, keep_all_ties, low_bit };
+                    let keys: Vec<u32> = if low_bit == 0 { keys.clone() } else { keys.iter().map(|k| k & 0xffff_0000).collect() };
+                    let t = threshold(&keys, rule, early);
+                    let mut ranked: Vec<(u32, usize)> = keys.iter().copied().zip(0..).collect();
+                    ranked.sort_by_key(|&(key, j)| (std::cmp::Reverse(key), j));
+                    let mut kept = budget as usize;
+                    while keep_all_ties && kept < ranked.len() && ranked[kept].0 == ranked[kept - 1].0 {
+                        kept += 1;
                     }
-                    ties += (key == t.key) as u32;
+                    let mut want: Vec<usize> = ranked[..kept].iter().map(|&(_, j)| j).collect();
+                    want.sort();
+                    let mut ties = 0;
+                    let mut got = vec![];
+                    for (j, &key) in keys.iter().enumerate() {
+                        if t.keeps(key, ties) {
+                            got.push(j);
+                        }
+                        ties += (key == t.key) as u32;
+                    }
+                    assert_eq!(got, want, "budget {budget} of {n}, {rule:?}");
                 }
-                assert_eq!(got, want, "budget {budget} of {n}");
             }
         }
     }

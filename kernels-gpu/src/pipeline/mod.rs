@@ -2,4 +2,6 @@
 
 pub mod key_scales;
 pub mod ring;
+pub mod scores;
+pub mod stages;
 pub mod work;

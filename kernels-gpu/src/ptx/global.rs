@@ -15,6 +15,19 @@ pub unsafe fn ld_nc_u32(ptr: u64) -> u32 {
     value
 }
 
+/// Loads 32 bits. PTX: `ld.global.u32 d, [a]`. Called by any thread.
+///
+/// # Safety
+/// - `ptr` is a device address, 4-byte aligned, of memory that stays allocated.
+/// - A barrier orders the load after whoever wrote the bytes while the kernel runs.
+#[inline(always)]
+pub unsafe fn ld_u32(ptr: u64) -> u32 {
+    let value: u32;
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("ld.global.u32 {}, [{}];", out(reg32) value, in(reg64) ptr) };
+    value
+}
+
 /// Loads 128 bits through the read-only path. PTX: `ld.global.nc.v4.u32 {d0, d1, d2, d3}, [a]`. Called by any thread.
 ///
 /// # Safety
@@ -73,4 +86,15 @@ pub unsafe fn st_v4(ptr: u64, value: [u32; 4]) {
 pub unsafe fn st_u16(ptr: u64, value: u16) {
     // SAFETY: the caller's obligation.
     unsafe { asm!("st.global.u16 [{}], {};", in(reg64) ptr, in(reg16) value) };
+}
+
+/// Where `on` is not 0, fetches the line at `ptr` into L2. PTX: `@p prefetch.global.L2 [a]`. Called by a thread, or by a warp with
+/// some lanes `on`.
+///
+/// # Safety
+/// - `ptr` is a device address of memory that stays allocated, for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn prefetch_if(ptr: u64, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; @p prefetch.global.L2 [{0}]; }}", in(reg64) ptr, in(reg32) on) };
 }

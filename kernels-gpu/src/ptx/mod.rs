@@ -11,6 +11,7 @@
 //!   instruction is a predicate inside the assembly (the `_if` forms, whose `on` is 0 or not), never a Rust branch.
 
 pub mod barrier;
+pub mod cluster;
 pub mod cp_async;
 pub mod cvt;
 pub mod fence;
@@ -26,6 +27,7 @@ pub mod special;
 pub mod tma;
 pub mod warp;
 pub mod wgmma;
+pub mod wgmma_f16;
 
 /// A byte address in the shared memory of the block (the 32-bit shared window).
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -83,6 +83,18 @@ pub unsafe fn any(on: u32) -> bool {
     result != 0
 }
 
+/// The sum of `x` over all lanes, modulo 2^32, for every lane. PTX: `redux.sync.add.u32 d, x, 0xffffffff`. Called by a whole warp.
+///
+/// # Safety
+/// - All 32 lanes call it, converged.
+#[inline(always)]
+pub unsafe fn add_u32(x: u32) -> u32 {
+    let result: u32;
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("redux.sync.add.u32 {}, {}, 0xffffffff;", out(reg32) result, in(reg32) x) };
+    result
+}
+
 /// Brings the lanes of a warp together and orders their memory accesses before and after it among them.
 /// PTX: `bar.warp.sync 0xffffffff`. Called by a whole warp.
 ///

@@ -42,7 +42,7 @@ pub unsafe fn wait<const N: u32>() {
     unsafe { asm!("wgmma.wait_group.sync.aligned {};", const N) };
 }
 
-/// Accumulator registers of one thread: `[f32; 64]` for N = 128, `[f32; 68]` for N = 136.
+/// Accumulator registers of one thread: `[f32; 16]` for N = 32, `[u32; 16]` for N = 64 of packed f16, `[f32; 64]` for N = 128, `[f32; 68]` for N = 136.
 pub trait Accumulator {
     /// See [`keep`].
     fn keep(&mut self);
@@ -55,7 +55,7 @@ pub fn keep<A: Accumulator>(acc: &mut A) {
     acc.keep();
 }
 
-/// Hands the indices of a 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
+/// Hands the indices of a 16-, 64- or 68-register accumulator to another macro: `with_indices!(64, then(args))` expands to
 /// `then! { (args) 1 2 .. 63 }`. Index 0 is left to the other macro, which often wants no comma before it.
 macro_rules! with_indices {
     (16, $then:ident $args:tt) => {
@@ -92,6 +92,7 @@ macro_rules! keep_impl {
     };
 }
 with_indices!(16, keep_impl(u32, 16));
+with_indices!(16, keep_impl(f32, 16));
 with_indices!(64, keep_impl(f32, 64));
 with_indices!(68, keep_impl(f32, 68));
 
@@ -201,6 +202,23 @@ with_indices!(
         f32,
         64,
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
+        "1, 1, 0, 0"
+    )
+);
+with_indices!(
+    16,
+    product_ss(
+        /// D (64 x 32, f32) = A (64 x 16, bf16, shared) * B^T (32 x 16, bf16, shared) + D where `scale_d` is not 0.
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 d, a-desc, b-desc, p, 1, 1, 0, 0` (both K-major).
+        /// Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_ss`].
+        bf16_m64n32k16_ss,
+        f32,
+        16,
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16",
         "1, 1, 0, 0"
     )
 );

@@ -2,12 +2,9 @@
 //!
 //! Whatever order the bits were set in, and however often, the list ascends and names no key block twice.
 
-use super::topk::{before_warp, warp_sum};
-use crate::config::lists::{THREADS, WINDOW_WORDS};
-use crate::ptx::{SmemAddr, barrier, global, smem};
-
-/// Words that each warp walks.
-const WARPS: u32 = THREADS / 32;
+use crate::config::lists::{THREADS, WARPS, WINDOW_WORDS};
+use crate::ptx::{SmemAddr, barrier, global, smem, warp};
+use crate::unroll;
 
 /// Bits of key blocks `first .. first + len` of a row.
 #[derive(Clone, Copy)]
@@ -85,7 +82,7 @@ impl Bitmap {
                 own += smem::ld_u32(self.words.offset(word * 4)).count_ones();
                 word += 32;
             }
-            let (before, total) = before_warp(warp_sum(own), self.slots, thread);
+            let (before, total) = before_warp(warp::add_u32(own), self.slots, thread);
             let (mut at, mut word) = (count + before, start);
             while word < end {
                 let bits = smem::ld_u32(self.words.offset(word * 4));
@@ -98,4 +95,29 @@ impl Bitmap {
             count + total
         }
     }
+}
+
+/// What lies before a warp, and the whole, of a count that every warp has.
+///
+/// # Safety
+/// Every thread of the block calls it, converged, with its warp's count; `slots` is 4 bytes a warp of shared memory,
+/// 16-byte aligned, that nothing else uses in this kernel.
+#[inline(always)]
+unsafe fn before_warp(count: u32, slots: SmemAddr, thread: u32) -> (u32, u32) {
+    const _: () = assert!(WARPS == 8);
+    let warp = thread / 32;
+    // SAFETY: one slot a warp, written by its first lane; the barrier orders the reads after the writes.
+    let counts = unsafe {
+        smem::st_u32_if(slots.offset(warp * 4), count, thread.is_multiple_of(32) as u32);
+        barrier::sync_all();
+        let [a, b, c, d] = smem::ld_v4(slots);
+        let [e, f, g, h] = smem::ld_v4(slots.offset(16));
+        [a, b, c, d, e, f, g, h]
+    };
+    let (mut before, mut total) = (0, 0);
+    unroll!(W < 8 {
+        before += if (W as u32) < warp { counts[W] } else { 0 };
+        total += counts[W];
+    });
+    (before, total)
 }

@@ -5,9 +5,11 @@ pub mod epilogue;
 pub mod key_scales;
 pub mod mma;
 pub mod pages;
+pub mod probe_sel;
 pub mod reduce;
 pub mod shrink;
 pub mod softmax;
+pub mod strip;
 pub mod sums;
 pub mod topk;
 #[macro_use]

@@ -3,7 +3,10 @@
 //! The order and the roundings (product, then sum, no fused operation) are the CPU reference's, so that both give the
 //! same bits. A token that does not exist takes part as zero, which leaves the sum's bits alone.
 
-use crate::ptx::{cvt, global};
+use crate::abi::{Request, SelectParams};
+use crate::config::GROUPS;
+use crate::layout::pages::clamped;
+use crate::ptx::{SmemAddr, cvt, global, math, smem};
 use crate::unroll;
 
 /// Sixteen dimensions of one group.
@@ -29,6 +32,12 @@ impl GroupSum {
         });
     }
 
+    /// The sum.
+    #[inline(always)]
+    pub fn values(&self) -> [f32; 16] {
+        self.0
+    }
+
     /// Stores the sum as 16 bf16 at `ptr`.
     ///
     /// # Safety
@@ -42,6 +51,140 @@ impl GroupSum {
             unsafe { global::st_v4(ptr + 16 * H as u64, packed) };
         });
     }
+}
+
+/// Where one thread finds queries of one request and head: 16 bytes of every token.
+#[derive(Clone, Copy)]
+pub struct Queries {
+    /// Address of the thread's 16 bytes of the request's first new token.
+    q: u64,
+    /// Address of that token's scale.
+    scale: u64,
+    /// Bytes from one token of `q` to the next.
+    stride: u64,
+    /// New tokens.
+    len: i32,
+    heads: u32,
+}
+
+/// A group of a query block: which new token is its first; negative for one before the chunk. Its eight tokens are 16 apart.
+pub type Group = i32;
+
+/// A group without a token: all of its positions lie far before the chunk.
+pub const NO_TOKEN: Group = i32::MIN / 2;
+
+/// Sixteen bytes of the eight tokens of one group, and their scales.
+#[derive(Clone, Copy)]
+pub struct GroupCodes {
+    codes: [[u32; 4]; 8],
+    scales: [f32; 8],
+}
+
+impl Queries {
+    /// Dimensions `16 * chunk ..` of the new tokens of `request`.
+    #[inline(always)]
+    pub fn new(p: &SelectParams, request: &Request, head: i32, chunk: u32) -> Self {
+        let row = request.q_start as u32 as u64 * p.hq as u32 as u64 + head as u32 as u64;
+        let first = request.q_start as i64 * p.q_rows.token + head as i64 * p.q_rows.head;
+        Self {
+            q: p.q.wrapping_add(first as u64) + chunk as u64 * 16,
+            scale: p.q_scale + row * 4,
+            stride: p.q_rows.token as u64,
+            len: request.q_len,
+            heads: p.hq as u32,
+        }
+    }
+
+    /// Whether there is such a new token.
+    #[inline(always)]
+    fn exists(&self, token: i32) -> bool {
+        (token as u32) < self.len as u32
+    }
+
+    /// Addresses of the thread's 16 bytes of a new token and of its scale; of another of the request's tokens where there is none.
+    #[inline(always)]
+    fn at(&self, token: i32) -> (u64, u64) {
+        let token = clamped(token, self.len) as u32 as u64;
+        (self.q.wrapping_add(token * self.stride), self.scale + token * self.heads as u64 * 4)
+    }
+
+    /// Fetches token `r` of a group into L2.
+    ///
+    /// # Safety
+    /// The host has checked `q`.
+    #[inline(always)]
+    pub unsafe fn prefetch(&self, group: Group, r: u32) {
+        let token = group + (r * GROUPS as u32) as i32;
+        // SAFETY: forwarded; the address is that of a new token.
+        unsafe { global::prefetch_if(self.at(token).0, self.exists(token) as u32) };
+    }
+
+    /// # Safety
+    /// As [`Queries::prefetch`]; nobody writes `q` and `q_scale` while the kernel runs.
+    #[inline(always)]
+    unsafe fn load(&self, token: i32) -> ([u32; 4], f32) {
+        // Here: with the addresses of all loads computed ahead there are not enough registers.
+        let (codes, scale) = self.at(math::here(token));
+        // SAFETY: the addresses are those of a new token, whether or not this one is.
+        unsafe { (global::ld_nc_v4(codes), f32::from_bits(global::ld_nc_u32(scale))) }
+    }
+}
+
+impl GroupCodes {
+    /// Loads a group.
+    ///
+    /// # Safety
+    /// The host has checked `q` and `q_scale`, which nobody writes while the kernel runs.
+    #[inline(always)]
+    pub unsafe fn load(queries: &Queries, group: Group) -> Self {
+        let mut this = Self { codes: [[0; 4]; 8], scales: [0.0; 8] };
+        unroll!(R < 8 {
+            // SAFETY: forwarded.
+            (this.codes[R], this.scales[R]) = unsafe { queries.load(group + (R * GROUPS) as i32) };
+        });
+        this
+    }
+
+    /// Stores the sum of what was loaded for `group` at `to` ([`crate::layout::select::sum_offset`]); loads those of `next` in its place, each token as
+    /// soon as its registers are free, so that all of them are in flight most of the time.
+    ///
+    /// # Safety
+    /// As [`GroupCodes::load`]; no other thread uses the 32 bytes at `to`.
+    #[inline(always)]
+    pub unsafe fn sum(&mut self, queries: &Queries, group: Group, next: Group, to: SmemAddr) {
+        // Here, too: eight tokens of every group in a register each are too many.
+        let (group, next) = (math::here(group), math::here(next));
+        // Eight dimensions, then the other eight: all sixteen sums at once would be eight registers too many.
+        unroll!(H < 2 {
+            let mut sum = [0.0; 8];
+            unroll!(R < 8 {
+                // What is not one of the request's new tokens is blanked, scale and all: either could be anything.
+                let exists = queries.exists(group + (R * GROUPS) as i32);
+                let (mask, scale) = if exists { (u32::MAX, self.scales[R]) } else { (0, 0.0) };
+                unroll!(W < 2 {
+                    let x = cvt::e4m3x4_to_f32(self.codes[R][2 * H + W] & mask);
+                    sum[4 * W] += scale * x[0];
+                    sum[4 * W + 1] += scale * x[1];
+                    sum[4 * W + 2] += scale * x[2];
+                    sum[4 * W + 3] += scale * x[3];
+                });
+                if H == 1 {
+                    pin(&mut sum);
+                    // SAFETY: forwarded.
+                    (self.codes[R], self.scales[R]) = unsafe { queries.load(next + (R * GROUPS) as i32) };
+                }
+            });
+            let packed = [cvt::bf16x2(sum[0], sum[1]), cvt::bf16x2(sum[2], sum[3]), cvt::bf16x2(sum[4], sum[5]), cvt::bf16x2(sum[6], sum[7])];
+            // SAFETY: the caller's obligation; the swizzle leaves the lowest bit of the chunk to the second half.
+            unsafe { smem::st_v4(SmemAddr(to.0 ^ (16 * H as u32)), packed) };
+        });
+    }
+}
+
+/// Has the sums computed before this point: the loads that follow would otherwise be moved up, or all sums down.
+#[inline(always)]
+fn pin(sum: &mut [f32; 8]) {
+    unroll!(I < 8 { math::pin(&mut sum[I]); });
 }
 
 /// Sum of the squares of 16 e4m3 codes.

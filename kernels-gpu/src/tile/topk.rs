@@ -1,187 +1,244 @@
-//! Radix select and ranks of one score row, by a block of eight warps.
+//! Which blocks of one score row stay, and their list: the second half of every selector. One warp takes one row.
 //!
-//! Keys are read again in every pass (a row of 1,024 scores is 4 KiB: it stays in L1). Nothing here branches on a lane's
-//! own data near a warp or block instruction: what a lane has no part in is blanked or predicated.
+//! In: the row's scores, in shared or in device memory ([`Scores`]), its candidates and guards ([`Row`]), budget and tie rule
+//! ([`Rule`]). Out: the kept blocks in ascending order, and how many there are. Up to [`IN_REGISTERS`] candidates, lane l holds
+//! the keys of blocks l, l + 32, ... in registers; longer rows are read again in every pass, two bits a pass.
+//!
+//! Exact: an order-preserving integer key for every score, counts without rounding, ties to the lower index. Nothing here
+//! branches on a lane's own data: what a lane has no part in is blanked or predicated.
 
-use crate::config::select::topk::{DIGIT_BITS, HISTOGRAM_BYTES, PASSES, THREADS, WARPS};
 use crate::layout::pages::clamped;
-use crate::layout::select::{Row, Threshold, bin_of_digit, find_bin, score_key};
-use crate::ptx::{SmemAddr, barrier, global, smem, warp};
+use crate::layout::select::{Row, Rule, Search, Threshold, score_key};
+use crate::ptx::{SmemAddr, global, math, smem, warp};
 use crate::unroll;
 
-/// A row of scores and who its candidates are.
-#[derive(Clone, Copy)]
-pub struct ScoreRow {
-    /// Address of the first score.
-    pub scores: u64,
-    /// Candidates and guards; at least one candidate.
-    pub row: Row,
-}
+/// Candidates whose keys one warp holds: 32 a lane.
+pub const IN_REGISTERS: i32 = 1024;
 
-impl ScoreRow {
-    /// The key of candidate `j`; of some candidate when `j` is past the last.
+/// A row of scores.
+pub trait Scores: Copy {
+    /// The bits of score `j`, an f32.
     ///
     /// # Safety
-    /// The row's candidates have scores, which nobody writes while the kernel runs.
-    #[inline(always)]
-    pub unsafe fn key(self, j: i32) -> u32 {
-        // SAFETY: the index is held inside the candidates.
-        score_key(unsafe { global::ld_nc_u32(self.scores.wrapping_add(clamped(j, self.row.count) as u64 * 4)) })
-    }
+    /// The row has a score `j`, complete and visible to the caller.
+    unsafe fn bits(self, j: i32) -> u32;
 }
 
-/// Clears the histograms of all passes. A barrier must follow.
-///
-/// # Safety
-/// Every thread of the block calls it; `histograms` is their place in shared memory.
-#[inline(always)]
-pub unsafe fn clear(histograms: SmemAddr, thread: u32) {
-    // SAFETY: 16 bytes a thread; config asserts that this covers them exactly.
-    unsafe { smem::st_v4(histograms.offset(thread * 16), [0; 4]) };
-}
-
-/// The threshold that keeps the `budget` best of the ranked blocks, ties by lower index.
-///
-/// # Safety
-/// Every thread of the block calls it, converged, with the same row and budget; the histograms are cleared and a
-/// barrier has followed; `1 <= budget <= ` the row's ranked blocks.
-#[inline(always)]
-pub unsafe fn radix_select(scores: ScoreRow, budget: u32, histograms: SmemAddr, thread: u32) -> Threshold {
-    let lane = thread % 32;
-    let (mut key, mut rank) = (0, budget);
-    let mut pass = 0;
-    while pass < PASSES {
-        let shift = 32 - DIGIT_BITS - pass * DIGIT_BITS;
-        let decided = !(u32::MAX >> (pass * DIGIT_BITS));
-        let bins = histograms.offset(pass * HISTOGRAM_BYTES);
-        // SAFETY: forwarded; the barrier orders the reads of the histogram after everyone's additions.
-        unsafe {
-            count_digits(scores, key, decided, shift, bins, thread);
-            barrier::sync_all();
-            let (digit, rest) = find_digit(bins, rank, lane);
-            key |= digit << shift;
-            rank = rest;
-        }
-        pass += 1;
-    }
-    Threshold { key, ties: rank }
-}
-
-/// Adds to `bins` the digits at `shift` of all ranked blocks whose key agrees with `prefix` in the `decided` bits.
-///
-/// # Safety
-/// The row lies inside the scores; `bins` are 256 zeroed words since a block barrier.
-#[inline(always)]
-unsafe fn count_digits(scores: ScoreRow, prefix: u32, decided: u32, shift: u32, bins: SmemAddr, thread: u32) {
-    let mut base = 0;
-    while base < scores.row.count {
-        let j = base + thread as i32;
-        // SAFETY: forwarded.
-        let key = unsafe { scores.key(j) };
-        if (j < scores.row.count) & scores.row.ranks(j) & (key & decided == prefix) {
-            // SAFETY: one of the 256 bins, which everyone only adds to until the barrier.
-            unsafe { smem::atomic_add_u32(bins.offset(bin_of_digit(key >> shift) * 4), 1) };
-        }
-        base += THREADS as i32;
-    }
-}
-
-/// The digit of the block at `rank` (from 1, best first) and its rank among the blocks with that digit. Every warp finds
-/// it for itself: lane l looks through bins 8 l .. 8 l + 8.
-///
-/// # Safety
-/// Called by whole warps, converged; `bins` are complete since a block barrier.
-#[inline(always)]
-unsafe fn find_digit(bins: SmemAddr, rank: u32, lane: u32) -> (u32, u32) {
-    // SAFETY: whole warps, converged; 32 bytes a lane inside the histogram.
-    unsafe {
-        let [a, b, c, d] = smem::ld_v4(bins.offset(lane * 32));
-        let [e, f, g, h] = smem::ld_v4(bins.offset(lane * 32 + 16));
-        let own = (a + b) + (c + d) + ((e + f) + (g + h));
-        let mut up_to = own;
-        unroll!(D in [1 2 4 8 16] {
-            let below = warp::shfl_up_u32(up_to, D as u32);
-            up_to += if lane >= D as u32 { below } else { 0 };
-        });
-        let before = up_to - own;
-        // Sums only grow with the lane: the last lane that starts below the rank holds it. Lane 0 starts at 0.
-        let starts_below = warp::ballot((before < rank) as u32);
-        let holder = 31 - starts_below.leading_zeros();
-        let (bin, rest) = find_bin([a, b, c, d, e, f, g, h], before, rank);
-        let bin = warp::shfl_idx_u32(lane * 8 + bin, holder);
-        (bin_of_digit(bin), warp::shfl_idx_u32(rest, holder))
-    }
-}
-
-/// The eighth of the candidates that a warp walks, 32 at a time.
+/// Scores one after another in shared memory.
 #[derive(Clone, Copy)]
-pub struct Share {
-    /// The first of its candidates.
-    pub start: i32,
-    /// Steps of 32, the same for all warps.
-    pub steps: i32,
-}
+pub struct SharedScores(pub SmemAddr);
 
-impl Share {
-    /// The share of warp `warp`.
+/// Scores one after another in device memory.
+#[derive(Clone, Copy)]
+pub struct DeviceScores(pub u64);
+
+impl Scores for SharedScores {
     #[inline(always)]
-    pub fn new(count: i32, warp: u32) -> Self {
-        let steps = (count + THREADS as i32 - 1) / THREADS as i32;
-        Self { start: warp as i32 * steps * 32, steps }
+    unsafe fn bits(self, j: i32) -> u32 {
+        // SAFETY: forwarded.
+        unsafe { smem::ld_u32(self.0.offset(j as u32 * 4)) }
     }
 }
 
-/// The sum over the lanes of a warp, for every lane.
-///
-/// # Safety
-/// Called by a whole warp, converged.
-#[inline(always)]
-pub unsafe fn warp_sum(mut count: u32) -> u32 {
-    // SAFETY: forwarded.
-    unroll!(B in [1 2 4 8 16] { count += unsafe { warp::shfl_bfly_u32(count, B as u32) }; });
-    count
+impl Scores for DeviceScores {
+    #[inline(always)]
+    unsafe fn bits(self, j: i32) -> u32 {
+        // SAFETY: forwarded.
+        unsafe { global::ld_u32(self.0.wrapping_add(j as u32 as u64 * 4)) }
+    }
 }
 
-/// What lies before a warp, and the whole, of a count that every warp has.
+/// Where a list goes: i32 entries at a device address.
+#[derive(Clone, Copy)]
+pub struct List {
+    /// Address of the first entry.
+    pub at: u64,
+    /// Entries there is room for; what does not fit is left out.
+    pub capacity: u32,
+}
+
+/// Writes the list of a row and returns its length, for every lane. A row without candidates has an empty list.
 ///
 /// # Safety
-/// Every thread of the block calls it, converged, with its warp's count; `slots` is 4 bytes a warp of shared memory,
-/// 16-byte aligned, that nothing else uses in this kernel.
+/// A whole warp calls it, converged, with the same row, rule and list; the row's candidates have scores; the list has room for
+/// its capacity, and nobody else uses it.
 #[inline(always)]
-pub unsafe fn before_warp(count: u32, slots: SmemAddr, thread: u32) -> (u32, u32) {
-    const _: () = assert!(WARPS == 8);
-    let warp = thread / 32;
-    // SAFETY: one slot a warp, written by its first lane; the barrier orders the reads after the writes.
-    let counts = unsafe {
-        smem::st_u32_if(slots.offset(warp * 4), count, thread.is_multiple_of(32) as u32);
-        barrier::sync_all();
-        let [a, b, c, d] = smem::ld_v4(slots);
-        let [e, f, g, h] = smem::ld_v4(slots.offset(16));
-        [a, b, c, d, e, f, g, h]
+pub unsafe fn select_row<S: Scores>(scores: S, row: Row, rule: Rule, list: List, lane: u32) -> u32 {
+    // SAFETY: forwarded; row and rule are the same for all lanes, so all take the same way.
+    let kept = unsafe {
+        if row.count <= 0 {
+            0
+        } else if !rule.chooses(row) {
+            write_all(row.count, list, lane)
+        } else if row.count <= IN_REGISTERS {
+            select_short(scores, row, rule, list, lane)
+        } else {
+            select_long(scores, row, rule, list, lane)
+        }
     };
-    let (mut before, mut total) = (0, 0);
-    unroll!(W < 8 {
-        before += if (W as u32) < warp { counts[W] } else { 0 };
-        total += counts[W];
-    });
-    (before, total)
+    if kept < list.capacity { kept } else { list.capacity }
 }
 
-/// Counts, over a warp's walk, the candidates that a predicate holds for; and tells each lane how many came before it.
-#[derive(Clone, Copy)]
-pub struct Tally(pub u32);
+/// The list of a row that keeps everything it sees.
+#[inline(always)]
+unsafe fn write_all(count: i32, list: List, lane: u32) -> u32 {
+    let mut base = 0;
+    while base < count as u32 {
+        let j = base + lane;
+        // SAFETY: below the capacity.
+        unsafe { global::st_u32_if(list.at + j as u64 * 4, j, ((j < count as u32) & (j < list.capacity)) as u32) };
+        base += 32;
+    }
+    count as u32
+}
 
-impl Tally {
-    /// How many candidates of lower index in this walk hold, if the lane's own is at the walk's next place.
+/// The key of place `j` where it is ranked, with the bits below the rule's lowest blanked; else 0, which no probe counts.
+#[inline(always)]
+unsafe fn ranked_key<S: Scores>(scores: S, row: Row, rule: Rule, j: i32) -> u32 {
+    // SAFETY: the index is held inside the candidates.
+    let key = score_key(unsafe { scores.bits(clamped(j, row.count)) }) & (u32::MAX << rule.low_bit);
+    if (j < row.count) & row.ranks(j) { key } else { 0 }
+}
+
+/// A row whose keys fit in registers.
+#[inline(always)]
+unsafe fn select_short<S: Scores>(scores: S, row: Row, rule: Rule, list: List, lane: u32) -> u32 {
+    let mut keys = [0; 32];
+    // SAFETY: forwarded; every condition around a warp-wide instruction is the same for all lanes.
+    unsafe {
+        unroll!(A < 4 {
+            if 256 * (A as i32) < row.count {
+                // Here: LLVM would keep all of these indices in registers from row to row.
+                let lane = math::here(lane as i32);
+                unroll!(B < 8 { keys[8 * A + B] = ranked_key(scores, row, rule, (256 * A + 32 * B) as i32 + lane); });
+            }
+        });
+        let threshold = threshold_short(&keys, row.count, rule);
+        let mut walk = Walk::new(row, threshold, list, lane);
+        unroll!(A < 4 {
+            if 256 * (A as i32) < row.count {
+                unroll!(B < 8 { walk.step((256 * A + 32 * B) as i32, keys[8 * A + B]); });
+            }
+        });
+        walk.kept
+    }
+}
+
+/// The threshold of a row whose keys are in registers.
+#[inline(always)]
+unsafe fn threshold_short(keys: &[u32; 32], count: i32, rule: Rule) -> Threshold {
+    if rule.budget <= 0 {
+        return Threshold::NONE;
+    }
+    let budget = rule.budget as u32;
+    let mut search = Search::START;
+    let mut bit = 32;
+    while bit > rule.low_bit {
+        bit -= 1;
+        let probe = search.probe(bit);
+        let mut mine = 0;
+        unroll!(A < 4 {
+            if 256 * (A as i32) < count {
+                unroll!(B < 8 { mine += (keys[8 * A + B] >= probe) as u32; });
+            }
+        });
+        // SAFETY: a whole warp, converged: the count is the same for all lanes.
+        let reach = unsafe { warp::add_u32(mine) };
+        if reach == budget {
+            return Threshold::at_least(probe);
+        }
+        search = search.decide(probe, reach, budget);
+    }
+    search.threshold(rule)
+}
+
+/// A row of any length.
+#[inline(always)]
+unsafe fn select_long<S: Scores>(scores: S, row: Row, rule: Rule, list: List, lane: u32) -> u32 {
+    // SAFETY: forwarded.
+    unsafe {
+        let threshold = threshold_long(scores, row, rule, lane);
+        let mut walk = Walk::new(row, threshold, list, lane);
+        let mut base = 0;
+        while base < row.count {
+            walk.step(base, ranked_key(scores, row, rule, base + lane as i32));
+            base += 32;
+        }
+        walk.kept
+    }
+}
+
+/// The threshold of a row of any length: two bits a pass, from the counts at three keys.
+#[inline(always)]
+unsafe fn threshold_long<S: Scores>(scores: S, row: Row, rule: Rule, lane: u32) -> Threshold {
+    const _: () = assert!(crate::layout::select::BF16_LOW_BIT.is_multiple_of(2));
+    if rule.budget <= 0 {
+        return Threshold::NONE;
+    }
+    let budget = rule.budget as u32;
+    let mut search = Search::START;
+    let mut bit = 32;
+    while bit > rule.low_bit {
+        bit -= 2;
+        let high = search.probe(bit + 1);
+        let (both, low) = (high | (1 << bit), search.probe(bit));
+        let mut mine = [0; 3];
+        let mut base = 0;
+        while base < row.count {
+            // SAFETY: forwarded.
+            let key = unsafe { ranked_key(scores, row, rule, base + lane as i32) };
+            mine[0] += (key >= both) as u32;
+            mine[1] += (key >= high) as u32;
+            mine[2] += (key >= low) as u32;
+            base += 32;
+        }
+        // SAFETY: a whole warp, converged.
+        let [at_both, at_high, at_low] = unsafe { [warp::add_u32(mine[0]), warp::add_u32(mine[1]), warp::add_u32(mine[2])] };
+        let upper = search.decide(high, at_high, budget);
+        let (probe, reach) = if at_high >= budget { (both, at_both) } else { (low, at_low) };
+        search = upper.decide(probe, reach, budget);
+    }
+    search.threshold(rule)
+}
+
+/// The walk that writes a list: 32 places a step, in ascending order.
+#[derive(Clone, Copy)]
+struct Walk {
+    row: Row,
+    threshold: Threshold,
+    list: List,
+    lane: i32,
+    /// The lanes below.
+    before: u32,
+    ties: u32,
+    kept: u32,
+}
+
+impl Walk {
+    #[inline(always)]
+    fn new(row: Row, threshold: Threshold, list: List, lane: u32) -> Self {
+        Self { row, threshold, list, lane: lane as i32, before: (1 << lane) - 1, ties: 0, kept: 0 }
+    }
+
+    /// Places `base .. base + 32`; `key` is the lane's own.
     ///
     /// # Safety
-    /// Called by a whole warp, converged.
+    /// A whole warp, converged; the list has room for its capacity.
     #[inline(always)]
-    pub unsafe fn next(&mut self, holds: bool, lane: u32) -> u32 {
+    unsafe fn step(&mut self, base: i32, key: u32) {
+        let j = base + math::here(self.lane);
+        let candidate = j < self.row.count;
+        let ranked = candidate & self.row.ranks(j);
         // SAFETY: forwarded.
-        let mask = unsafe { warp::ballot(holds as u32) };
-        let before = self.0 + (mask & ((1 << lane) - 1)).count_ones();
-        self.0 += mask.count_ones();
-        before
+        unsafe {
+            let ties = warp::ballot((ranked & (key == self.threshold.key)) as u32);
+            let rank = self.ties + (ties & self.before).count_ones();
+            let stays = (candidate & self.row.is_guard(j)) | (ranked & self.threshold.keeps(key, rank));
+            let kept = warp::ballot(stays as u32);
+            let at = self.kept + (kept & self.before).count_ones();
+            global::st_u32_if(self.list.at + at as u64 * 4, j as u32, (stays & (at < self.list.capacity)) as u32);
+            self.ties += ties.count_ones();
+            self.kept += kept.count_ones();
+        }
     }
 }

@@ -40,6 +40,22 @@ fn selection_is_sparse_on_a_long_prompt_and_its_mask_gives_the_same_output_again
 }
 
 #[test]
+fn the_probe_selector_keeps_as_many_blocks_and_others() {
+    let (tokens, kv) = (600, 57 * 128);
+    let file = fp8_file(tokens, kv);
+    let [stem, probe, fine] = ["stem", "probe", "probe-fine"].map(|selector| {
+        let case = Case::new(&bytes(&file));
+        let text = succeed(&case.prefill(&["--alpha", "0.7", "--selector", selector]));
+        assert_eq!(text.contains(&format!("hpc, {selector}")), selector != "stem", "{text}");
+        let tensors = output_tensors(&case.output);
+        check_output(&tensors, tokens, kv);
+        tensors
+    });
+    assert!(stem[2] == probe[2] && probe[2] == fine[2], "budgets are the preset's");
+    assert!(stem[1] != probe[1] && probe[1] != fine[1], "the blocks are the selector's");
+}
+
+#[test]
 fn blocks_of_a_mask_above_the_diagonal_are_dropped() {
     let mut file = fp8_file(300, 300);
     file.insert("block_mask", Tensor { dtype: Dtype::U8, shape: vec![4, 3, 3], data: vec![1; 36] });
@@ -93,7 +109,7 @@ fn errors_shown_are_those_of_fp8() {
 #[test]
 fn info_succeeds_everywhere() {
     let text = succeed(&run(&["info"]));
-    for word in ["gpu", "PTX", "sm_90a", "rustc", "attend_fp8_d128", "select_topk"] {
+    for word in ["gpu", "PTX", "sm_90a", "rustc", "attend_fp8_d128", "select_stem"] {
         assert!(text.contains(word), "{word} in {text}");
     }
 }

@@ -1,6 +1,8 @@
 //! Reports, pictures and benchmarks.
 
-use super::{Case, bytes, fp8_file, run, succeed};
+use super::{Case, bytes, fp8_file, run, stem, succeed};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 
 #[test]
 fn report_and_picture() {
@@ -72,6 +74,8 @@ fn bench_checks_measures_and_records() {
         ("summarize_kv", &["--seq", "129"]),
         ("append_kv", &["--seq", "129", "--history", "77"]),
         ("prefill", &["--seq", "300", "--preset", "paper"]),
+        ("select", &["--seq", "300", "--selector", "probe"]),
+        ("prefill", &["--seq", "300", "--selector", "probe-fine"]),
     ] {
         let text = succeed(&run(&[&["bench", "--bench", stage][..], more, &shape].concat()));
         assert!(text.contains("checked") && text.contains("cpu"), "{text}");
@@ -90,18 +94,74 @@ fn bench_checks_measures_and_records() {
             ("select", Some("hpc"), Some(0.0)),
             ("summarize_kv", None, None),
             ("append_kv", None, None),
-            ("prefill", Some("paper"), Some(0.0))
+            ("prefill", Some("paper"), Some(0.0)),
+            ("select", Some("hpc"), Some(0.0)),
+            ("prefill", Some("hpc"), Some(0.0))
         ]
     );
+    let selectors: Vec<_> = lines[6..].iter().map(|line| line["selector"].as_str()).collect();
+    assert_eq!(selectors, [Some("stem"), None, None, Some("stem"), Some("probe"), Some("probe-fine")]);
+    for line in &lines {
+        let attends = ["attend", "prefill"].contains(&line["bench"].as_str().unwrap());
+        assert_eq!(line["error"].as_f64().is_some_and(|e| e > 0.0 && e < 0.03), attends, "{line}");
+        assert!(line["bytes"].as_u64().is_some_and(|n| n > 0) && line["run"].is_string() && line["rounds"] == 1, "{line}");
+        let selects = ["select", "prefill"].contains(&line["bench"].as_str().unwrap());
+        assert_eq!(line["selector"].is_string(), selects, "{line}");
+    }
     for bad in [
         &["--seq", "0"][..],
         &["--seq", "99999999999"],
         &["--seq", "128", "--skip", "1"],
         &["--seq", "128", "--hq", "5", "--hkv", "2"],
         &["--seq", "128", "--page", "8"],
+        &["--seq", "128", "--dump", "no/such/folder"],
     ] {
         let output = run(&[&["bench", "--bench", "attend", "--backend", "cpu"][..], bad].concat());
         assert_eq!(output.status.code(), Some(2), "{bad:?}");
         assert!(output.stdout.is_empty() && !String::from_utf8_lossy(&output.stderr).contains("panicked"));
     }
+}
+
+/// Another program takes turns with `stem bench`: every line is launched when its turn comes and not before, the tensors are
+/// in a file meanwhile, and the records carry the command and the run of the other program.
+#[test]
+fn bench_takes_turns_with_another_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = dir.path().join("r.jsonl");
+    let mut child = Command::new(stem())
+        .args(["bench", "--bench", "attend,host_run", "--seq", "256,384", "--hq", "2", "--hkv", "1", "--dense", "--skip", "0.5"])
+        .args(["--rounds", "2", "--repeat", "3", "--backend", "cpu", "--paced", "--run", "A and B"])
+        .args(["--records".as_ref(), records.as_os_str(), "--dump".as_ref(), dir.path().as_os_str()])
+        .env("STEM_COMMAND", "python3 peers.py")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut turns, mut answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+    for seq in [256, 384] {
+        assert_eq!(answers.next().unwrap().unwrap(), "ready");
+        succeed(&run(&["prefill", "--dense", "--input", dir.path().join(format!("{seq}.safetensors")).to_str().unwrap()]));
+        assert_eq!(std::fs::read_to_string(&records).unwrap_or_default().lines().count(), if seq == 256 { 0 } else { 3 });
+        for _ in 0..2 * 3 {
+            turns.write_all(b"go\n").unwrap();
+            assert_eq!(answers.next().unwrap().unwrap(), "done");
+        }
+    }
+    let table: Vec<String> = answers.map_while(Result::ok).collect();
+    assert!(child.wait().unwrap().success() && table.iter().any(|line| line.contains("host_run")), "{table:?}");
+    let text = std::fs::read_to_string(&records).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().map(|l| l["bench"].as_str().unwrap()).collect::<Vec<_>>(), ["attend", "attend", "host_run"].repeat(2));
+    for line in lines {
+        assert_eq!((&line["repeat"], &line["rounds"]), (&6.into(), &2.into()));
+        assert_eq!((line["command"].as_str(), line["run"].as_str()), (Some("python3 peers.py"), Some("A and B")));
+    }
+}
+
+#[test]
+fn a_partner_that_ends_is_an_error() {
+    let shape = ["--seq", "128", "--hq", "1", "--hkv", "1", "--backend", "cpu", "--paced"];
+    let output = Command::new(stem()).args(["bench", "--bench", "attend"]).args(shape).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "ready");
 }

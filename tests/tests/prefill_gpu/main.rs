@@ -3,6 +3,7 @@
 //! Buffers are filled with 0xFF before a run, so that what a kernel forgets to write is NaN or -1 and fails.
 
 mod capture;
+mod chunks;
 mod graph;
 mod lists;
 mod pipeline;
@@ -104,7 +105,7 @@ impl<'a> Case<'a> {
             out: buffer::download(stream, &out, rows * 128).expect("out"),
             lse: buffer::download(stream, &lse, rows).expect("lse"),
             lists,
-            scores: plan.download_scores(stream, &workspace).expect("scores").unwrap_or_default(),
+            scores: plan.scores(stream, &inputs.tensors(), &mut workspace).expect("scores").unwrap_or_default(),
             score_stride: plan.score_stride(),
         }
     }

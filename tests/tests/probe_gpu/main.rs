@@ -9,6 +9,7 @@ mod half_precision;
 mod math;
 mod model;
 mod rates;
+mod select;
 mod sync;
 mod wgmma;
 

@@ -21,10 +21,9 @@ const fn one(prefix: &'static str, threads: u32) -> Bounds {
 pub const TABLE: &[Bounds] = &[
     one("append_kv_", 128),
     one("summarize_kv_", 128),
-    one("select_query_sums", 128),
-    one("select_value_bias", 256),
-    one("select_scores", 128), // one warpgroup issues the TMA loads and the wgmmas
-    one("select_topk", 256),
+    one("select_stem", 768), // four consumer warpgroups, one that sums queries, one that copies key sums
+    one("select_probe_means", 128),
+    one("select_probe_lists", 640), // four consumer warpgroups and one producer warpgroup
     one("lists_", 256),
     one("attend_", 384), // one producer and two consumer warpgroups
     one("probe_", 128),
@@ -33,7 +32,7 @@ pub const TABLE: &[Bounds] = &[
 ];
 
 /// Generated files: entries whose name starts with the family's name and `_` go to `<family>.ptx`.
-pub const FAMILIES: &[&str] = &["append_kv", "summarize_kv", "select", "lists", "attend", "probe"];
+pub const FAMILIES: &[&str] = &["append_kv", "summarize_kv", "select_probe", "select", "lists", "attend", "probe"];
 
 /// The bounds of `entry`, if the table has them.
 pub fn of(entry: &str) -> Option<Bounds> {

@@ -159,10 +159,12 @@ fn the_post_pass_refuses_what_must_not_ship() {
 
 #[test]
 fn the_longest_prefix_gives_the_bounds() {
-    assert_eq!(bounds::of("select_topk").map(|b| b.threads), Some(256));
+    assert_eq!(bounds::of("select_stem").map(|b| b.threads), Some(768));
+    assert_eq!(bounds::of("probe_rate_lop3").map(|b| b.threads), Some(384));
+    assert_eq!(bounds::of("probe_warp").map(|b| b.threads), Some(128));
     assert_eq!(bounds::of("attend_fp8_d128").map(|b| b.threads), Some(384));
     assert_eq!(bounds::of("selectx"), None);
-    assert_eq!(bounds::family("select_topk"), Some("select"));
+    assert_eq!(bounds::family("select_stem"), Some("select"));
     assert_eq!(bounds::family("selection"), None);
     for b in bounds::TABLE {
         assert!(bounds::family(b.prefix).is_some(), "{} is in no family", b.prefix);

@@ -1,8 +1,7 @@
 //! The stages on the CPU reference.
 
-use super::engine::{Engine, Output, Stage};
+use super::engine::{Engine, Job, Output, Stage};
 use super::problem::Problem;
-use crate::config::StemConfig;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
@@ -19,15 +18,16 @@ pub struct CpuEngine<'a> {
 }
 
 impl<'a> CpuEngine<'a> {
-    /// Prepares what the stage reads. `lists`: blocks that `attend` attends to; `None` is every visible one.
-    pub fn new(stage: Stage, problem: &'a Problem, config: &'a StemConfig, lists: Option<&'a BlockLists>) -> Result<Self> {
-        let geometry = problem.geometry(matches!(stage, Stage::Select | Stage::Prefill).then_some(config))?;
+    /// Prepares what the stage reads.
+    pub fn new(job: Job<'a>) -> Result<Self> {
+        let Job { stage, problem, config, lists, .. } = job;
+        let geometry = problem.geometry(stage.selects().then_some(config))?;
         let launch: Launch<'a> = match stage {
             Stage::SummarizeKv => Box::new(move || Ok(Output::Summaries(summarize(problem, &geometry)?))),
             Stage::Select => {
                 let summaries = summarize(problem, &geometry)?;
                 Box::new(move || {
-                    let (lists, scores) = reference::select(&problem.inputs(), &summaries, &geometry, config)?;
+                    let (lists, scores) = reference::select(&problem.inputs(), &summaries, &problem.paged.view(), &geometry, config)?;
                     Ok(Output::Selection { scores, score_stride: geometry.max_kb.max(1), lists })
                 })
             }
@@ -36,7 +36,8 @@ impl<'a> CpuEngine<'a> {
                 Box::new(move || Ok(Output::Attention { out: attend(problem, &geometry, lists)?, lists: attended.clone() }))
             }
             Stage::Prefill => Box::new(move || {
-                let (lists, _) = reference::select(&problem.inputs(), &summarize(problem, &geometry)?, &geometry, config)?;
+                let summaries = summarize(problem, &geometry)?;
+                let (lists, _) = reference::select(&problem.inputs(), &summaries, &problem.paged.view(), &geometry, config)?;
                 Ok(Output::Attention { out: attend(problem, &geometry, Some(&lists))?, lists })
             }),
             Stage::AppendKv => {
@@ -47,6 +48,11 @@ impl<'a> CpuEngine<'a> {
                     Ok(Output::Pages { k: pages.k_pages.clone(), v: pages.v_pages.clone() })
                 })
             }
+            Stage::HostPlan => Box::new(move || Ok(Output::Geometry(problem.geometry(Some(config))?))),
+            Stage::HostRun => Box::new(move || {
+                problem.inputs().validate(true)?;
+                Ok(Output::Geometry(problem.geometry(Some(config))?))
+            }),
         };
         Ok(Self { launch, output: None })
     }

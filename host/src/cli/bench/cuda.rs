@@ -1,10 +1,8 @@
 //! The stages on a GPU, through a [`Plan`].
 
-use super::engine::{Engine, Output, Stage};
-use super::problem::Problem;
-use crate::config::StemConfig;
+use super::engine::{Engine, Job, L2, Output, Stage};
 use crate::cuda::CudaBackend;
-use crate::driver::{CudaSlice, EventTimer, buffer};
+use crate::driver::{CudaSlice, EventTimer, buffer, driver_error};
 use crate::error::Result;
 use crate::kv::PageLayout;
 use crate::mask::BlockLists;
@@ -14,18 +12,23 @@ use crate::plan::{
 };
 use float8::F8E4M3;
 use half::bf16;
+use std::time::Instant;
 
 /// One stage of one problem, everything it touches in device memory.
 pub struct CudaEngine<'a> {
     backend: &'a CudaBackend,
-    stage: Stage,
-    problem: &'a Problem,
-    lists: Option<&'a BlockLists>,
+    job: Job<'a>,
     plan: Plan,
     tensors: Tensors,
     workspace: Workspace,
     out: CudaSlice<bf16>,
+    /// Overwritten before each launch, where the cache is to be flushed.
+    flush: Option<CudaSlice<u8>>,
 }
+
+/// Bytes overwritten to flush the L2 cache, at least. Also the time in which the host queues what is timed next, so that
+/// the first kernel does not wait for it.
+const FLUSH: usize = 256 << 20;
 
 /// Device copies of a problem's tensors.
 struct Tensors {
@@ -57,37 +60,12 @@ impl Tensors {
 }
 
 impl<'a> CudaEngine<'a> {
-    /// Copies the problem to the GPU and runs what the stage reads. `lists`: blocks that `attend` attends to; `None` is
-    /// every visible one.
-    pub fn new(
-        backend: &'a CudaBackend,
-        stage: Stage,
-        problem: &'a Problem,
-        config: &'a StemConfig,
-        lists: Option<&'a BlockLists>,
-    ) -> Result<Self> {
-        let (stream, paged, inputs) = (backend.stream(), &problem.paged, problem.inputs());
-        let selection = match (stage, lists) {
-            (Stage::Attend, Some(lists)) => PlanSelection::Lists { stride: lists.stride },
-            (Stage::Attend | Stage::AppendKv, _) => PlanSelection::Dense,
-            (Stage::Select | Stage::SummarizeKv | Stage::Prefill, _) => PlanSelection::Stem(*config),
-        };
-        let plan = Plan::new(
-            backend.kernels(),
-            stream,
-            &PlanDesc {
-                hq: inputs.hq,
-                hkv: inputs.hkv,
-                cu_seqlens_q: inputs.cu_seqlens_q,
-                cu_seqlens_kv: inputs.cu_seqlens_kv,
-                prompt_lens: inputs.prompt_lens,
-                pages: PageDesc::dense(PageLayout::Nhd, inputs.hkv, paged.page_size, paged.pages, paged.table_stride),
-                selection,
-                causal: true,
-                softmax_scale: default_softmax_scale(),
-            },
-        )?;
-        let new_rows = match stage {
+    /// Copies the problem to the GPU and runs what the stage reads.
+    pub fn new(backend: &'a CudaBackend, job: Job<'a>) -> Result<Self> {
+        let (stream, problem) = (backend.stream(), job.problem);
+        let (paged, inputs) = (&problem.paged, problem.inputs());
+        let plan = plan(backend, &job)?;
+        let new_rows = match job.stage {
             Stage::AppendKv => {
                 let (k, v) = problem.new_rows();
                 Some((buffer::upload(stream, &k)?, buffer::upload(stream, &v)?))
@@ -101,15 +79,22 @@ impl<'a> CudaEngine<'a> {
             v_pages: buffer::upload(stream, &paged.v_pages)?,
             page_table: buffer::upload(stream, &paged.table)?,
             one: buffer::upload(stream, &[1.0])?,
-            lists: lists.map(|lists| plan.upload_lists(stream, lists)).transpose()?,
+            lists: job.lists.map(|lists| plan.upload_lists(stream, lists)).transpose()?,
             new_rows,
         };
         let mut workspace = Workspace::new(stream, plan.workspace_bytes())?;
-        if matches!(stage, Stage::Select | Stage::Attend) {
+        // A chunk finds the summaries of its history in the workspace.
+        let continues = problem.shape.history() > 0;
+        if continues || matches!(job.stage, Stage::Select | Stage::Attend) {
             plan.summarize_kv(stream, &tensors.prefill(), &mut workspace)?;
         }
+        let plan = plan.continuing(continues);
         let out = buffer::zeroed(stream, problem.q.len())?;
-        Ok(Self { backend, stage, problem, lists, plan, tensors, workspace, out })
+        let flush = match job.l2 {
+            L2::Flushed => Some(buffer::zeroed(stream, FLUSH.max(2 * backend.info().l2_bytes))?),
+            L2::Warm => None,
+        };
+        Ok(Self { backend, job, plan, tensors, workspace, out, flush })
     }
 
     fn launch(&mut self) -> Result<()> {
@@ -129,20 +114,49 @@ impl<'a> CudaEngine<'a> {
             return self.plan.append_kv(stream, &mut append);
         }
         let tensors = self.tensors.prefill();
-        match self.stage {
+        match self.job.stage {
             Stage::SummarizeKv | Stage::AppendKv => self.plan.summarize_kv(stream, &tensors, &mut self.workspace),
             Stage::Select => self.plan.select(stream, &tensors, &mut self.workspace),
             Stage::Attend => self.plan.attend(stream, &tensors, &self.workspace, &mut outputs),
-            Stage::Prefill => self.plan.run(stream, &tensors, &mut self.workspace, &mut outputs),
+            Stage::Prefill | Stage::HostPlan | Stage::HostRun => self.plan.run(stream, &tensors, &mut self.workspace, &mut outputs),
         }
     }
 }
 
-impl Engine for CudaEngine<'_> {
-    fn time(&mut self, n: usize) -> Result<Vec<f64>> {
+/// A plan of the stage's batch.
+fn plan(backend: &CudaBackend, job: &Job<'_>) -> Result<Plan> {
+    let (paged, inputs) = (&job.problem.paged, job.problem.inputs());
+    let selection = match (job.stage, job.lists) {
+        (Stage::Attend, Some(lists)) => PlanSelection::Lists { stride: lists.stride },
+        (Stage::Attend | Stage::AppendKv, _) => PlanSelection::Dense,
+        _ => PlanSelection::Stem(*job.config),
+    };
+    Plan::new(
+        backend.kernels(),
+        backend.stream(),
+        &PlanDesc {
+            hq: inputs.hq,
+            hkv: inputs.hkv,
+            cu_seqlens_q: inputs.cu_seqlens_q,
+            cu_seqlens_kv: inputs.cu_seqlens_kv,
+            prompt_lens: inputs.prompt_lens,
+            pages: PageDesc::dense(PageLayout::Nhd, inputs.hkv, paged.page_size, paged.pages, paged.table_stride),
+            selection,
+            causal: true,
+            softmax_scale: default_softmax_scale(),
+        },
+    )
+}
+
+impl CudaEngine<'_> {
+    /// Milliseconds of the device.
+    fn time_device(&mut self, n: usize) -> Result<Vec<f64>> {
         let stream = self.backend.stream().clone();
         let timers = (0..n).map(|_| EventTimer::new(self.backend.device())).collect::<Result<Vec<_>>>()?;
         for timer in &timers {
+            if let Some(flush) = &mut self.flush {
+                buffer::fill_bytes(&stream, flush, 0)?;
+            }
             timer.start(&stream)?;
             self.launch()?;
             timer.stop(&stream)?;
@@ -150,29 +164,56 @@ impl Engine for CudaEngine<'_> {
         timers.iter().map(EventTimer::elapsed_ms).collect()
     }
 
-    fn output(&mut self) -> Result<Output> {
-        let stream = self.backend.stream();
-        let lists = || Ok(self.plan.download_lists(stream, &self.workspace)?.unwrap_or_default());
-        Ok(match self.stage {
-            Stage::Attend | Stage::Prefill => {
-                let lists = match (self.stage, self.lists) {
-                    (Stage::Prefill, _) => lists()?,
-                    (_, Some(given)) => given.clone(),
-                    (_, None) => BlockLists::dense(self.problem.shape.hq, self.plan.geometry())?,
-                };
-                Output::Attention { out: buffer::download(stream, &self.out, self.problem.q.len())?, lists }
+    /// Milliseconds of the host. The device is idle at each start and what it does meanwhile is not waited for.
+    fn time_host(&mut self, n: usize) -> Result<Vec<f64>> {
+        let stream = self.backend.stream().clone();
+        let mut samples = Vec::with_capacity(n);
+        for _ in 0..n {
+            stream.synchronize().map_err(driver_error("cuStreamSynchronize"))?;
+            let start = Instant::now();
+            if self.job.stage == Stage::HostPlan {
+                let plan = plan(self.backend, &self.job)?;
+                samples.push(start.elapsed());
+                drop(plan);
+            } else {
+                self.launch()?;
+                samples.push(start.elapsed());
             }
-            Stage::Select => Output::Selection {
-                scores: self.plan.download_scores(stream, &self.workspace)?.unwrap_or_default(),
-                score_stride: self.plan.score_stride(),
-                lists: lists()?,
-            },
+        }
+        Ok(samples.into_iter().map(|d| d.as_secs_f64() * 1e3).collect())
+    }
+}
+
+impl Engine for CudaEngine<'_> {
+    fn time(&mut self, n: usize) -> Result<Vec<f64>> {
+        if self.job.stage.on_host() { self.time_host(n) } else { self.time_device(n) }
+    }
+
+    fn output(&mut self) -> Result<Output> {
+        let (stream, problem) = (self.backend.stream(), self.job.problem);
+        let lists = || Ok(self.plan.download_lists(stream, &self.workspace)?.unwrap_or_default());
+        Ok(match self.job.stage {
+            Stage::Attend | Stage::Prefill | Stage::HostRun => {
+                let lists = match (self.job.stage, self.job.lists) {
+                    (Stage::Attend, Some(given)) => given.clone(),
+                    (Stage::Attend, None) => BlockLists::dense(problem.shape.hq, self.plan.geometry())?,
+                    _ => lists()?,
+                };
+                Output::Attention { out: buffer::download(stream, &self.out, problem.q.len())?, lists }
+            }
+            Stage::Select => {
+                // The lists first: they are those of the last launch, which kept its scores to itself.
+                let lists = lists()?;
+                let scores = self.plan.scores(stream, &self.tensors.prefill(), &mut self.workspace)?.unwrap_or_default();
+                Output::Selection { scores, score_stride: self.plan.score_stride(), lists }
+            }
             Stage::SummarizeKv => Output::Summaries(self.plan.download_summaries(stream, &self.workspace)?),
             Stage::AppendKv => {
-                let len = self.problem.paged.k_pages.len();
+                let len = problem.paged.k_pages.len();
                 let download = |pages| buffer::download(stream, pages, len);
                 Output::Pages { k: download(&self.tensors.k_pages)?, v: download(&self.tensors.v_pages)? }
             }
+            Stage::HostPlan => Output::Geometry(self.plan.geometry().clone()),
         })
     }
 }

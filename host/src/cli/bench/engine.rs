@@ -1,6 +1,9 @@
 //! What a backend offers to the benchmarks: a stage that can be launched, timed and read back.
 
+use super::problem::Problem;
+use crate::config::StemConfig;
 use crate::error::Result;
+use crate::geometry::Geometry;
 use crate::mask::BlockLists;
 use crate::reference::KvSummaries;
 use clap::ValueEnum;
@@ -21,6 +24,31 @@ pub enum Stage {
     AppendKv,
     /// summarize_kv, select and attend.
     Prefill,
+    /// Host time of making a plan: checking a batch and copying its tables.
+    HostPlan,
+    /// Host time of queueing a prefill on a plan; on the CPU, of checking one.
+    HostRun,
+}
+
+/// State of the L2 cache before a timed launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum L2 {
+    /// What the launch before left: every launch reads the same buffers.
+    #[default]
+    Warm,
+    /// Overwritten with zeros.
+    Flushed,
+}
+
+impl L2 {
+    /// Name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Flushed => "flushed",
+        }
+    }
 }
 
 impl Stage {
@@ -32,7 +60,24 @@ impl Stage {
             Self::SummarizeKv => "summarize_kv",
             Self::AppendKv => "append_kv",
             Self::Prefill => "prefill",
+            Self::HostPlan => "host_plan",
+            Self::HostRun => "host_run",
         }
+    }
+
+    /// Whether the stage scores and selects blocks.
+    pub fn selects(self) -> bool {
+        matches!(self, Self::Select | Self::Prefill | Self::HostPlan | Self::HostRun)
+    }
+
+    /// Whether the stage does the attention that FLOPs are counted of.
+    pub fn attends(self) -> bool {
+        matches!(self, Self::Attend | Self::Prefill)
+    }
+
+    /// Whether what counts is the host's time.
+    pub fn on_host(self) -> bool {
+        matches!(self, Self::HostPlan | Self::HostRun)
     }
 }
 
@@ -46,6 +91,23 @@ pub enum Output {
     Summaries(KvSummaries),
     /// K pages and V pages.
     Pages { k: Vec<F8E4M3>, v: Vec<F8E4M3> },
+    /// A batch, cut into blocks.
+    Geometry(Geometry),
+}
+
+/// What an engine runs.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// Stage.
+    pub stage: Stage,
+    /// Tensors.
+    pub problem: &'a Problem,
+    /// Selection of the stages that select.
+    pub config: &'a StemConfig,
+    /// Blocks that `attend` attends to; `None` is every visible one.
+    pub lists: Option<&'a BlockLists>,
+    /// Cache before each launch; the CPU's is left alone.
+    pub l2: L2,
 }
 
 /// A stage on a backend, its inputs in place.

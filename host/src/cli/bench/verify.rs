@@ -3,10 +3,10 @@
 use super::engine::Output;
 use super::problem::Problem;
 use crate::cli::accuracy;
-use crate::config::StemConfig;
+use crate::config::{Selector, StemConfig};
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
-use crate::reference::{self, KvSummaries, ScoreInputs};
+use crate::reference::{self, KvSummaries, ProbeInputs, ScoreInputs};
 use anyhow::{Context, Result, ensure};
 use stem_attn_kernels::config::BLOCK;
 
@@ -16,27 +16,49 @@ const ROWS: usize = 48;
 const ATTENTION_ERROR: f64 = 0.03;
 /// Scores are sums of 2,048 products in another order, rounded to bf16 at most: two units in the last place of bf16.
 const SCORE_ERROR: f32 = 1.0 / 64.0;
+/// Base-2 logarithms of the probe selector: f16 accumulators, and, where two query groups are nearly as strong, the correction
+/// of the other.
+const PROBE_ERROR: f32 = 0.25;
 /// Logarithms of norms: f32 sums of 128 squares in another order, and the GPU's logarithm.
 const NORM_ERROR: f32 = 1e-4;
 
-/// Checks what a stage wrote and says in words what was compared.
-pub fn verify(problem: &Problem, config: &StemConfig, output: &Output, seed: u64) -> Result<String> {
+/// What was compared.
+#[derive(Debug)]
+pub struct Checked {
+    /// In words.
+    pub text: String,
+    /// Relative error of attention against f64 on the same blocks.
+    pub error: Option<f64>,
+}
+
+impl From<String> for Checked {
+    fn from(text: String) -> Self {
+        Self { text, error: None }
+    }
+}
+
+/// Checks what a stage wrote and says what was compared.
+pub fn verify(problem: &Problem, config: &StemConfig, output: &Output, seed: u64) -> Result<Checked> {
     match output {
         Output::Attention { out, lists } => attention(problem, lists, out, seed),
-        Output::Selection { scores, score_stride, lists } => selection(problem, config, scores, *score_stride, lists),
-        Output::Summaries(summaries) => summary(problem, summaries),
+        Output::Selection { scores, score_stride, lists } => Ok(selection(problem, config, scores, *score_stride, lists)?.into()),
+        Output::Summaries(summaries) => Ok(summary(problem, config, summaries)?.into()),
         Output::Pages { k, v } => {
             let mut expected = problem.paged.clone();
             let (new_k, new_v) = problem.new_rows();
             reference::append_kv(&new_k, &new_v, &problem.geometry(None)?, &[1.0], &[1.0], &mut expected)?;
             ensure!(*k == expected.k_pages, "K pages differ from the CPU reference");
             ensure!(*v == expected.v_pages, "V pages differ from the CPU reference");
-            Ok("every page bit for bit".into())
+            Ok("every page bit for bit".to_owned().into())
+        }
+        Output::Geometry(geometry) => {
+            ensure!(*geometry == problem.geometry(Some(config))?, "the batch is cut differently");
+            Ok("the batch's tables".to_owned().into())
         }
     }
 }
 
-fn attention(problem: &Problem, lists: &BlockLists, out: &[half::bf16], seed: u64) -> Result<String> {
+fn attention(problem: &Problem, lists: &BlockLists, out: &[half::bf16], seed: u64) -> Result<Checked> {
     let rows = accuracy::sample(&problem.shape, ROWS, seed);
     let errors = accuracy::measure(&problem.inputs(), &problem.shape, lists, out, &rows, || {});
     ensure!(
@@ -45,7 +67,7 @@ fn attention(problem: &Problem, lists: &BlockLists, out: &[half::bf16], seed: u6
         errors.selected,
         errors.rows
     );
-    Ok(format!("relative error {:.4} on {} rows", errors.selected, errors.rows))
+    Ok(Checked { text: format!("relative error {:.4} on {} rows", errors.selected, errors.rows), error: Some(errors.selected) })
 }
 
 /// The scores of the last query block against the reference, and every list against the scores it was made of.
@@ -67,8 +89,9 @@ fn selection(problem: &Problem, config: &StemConfig, scores: &[f32], stride: usi
         let want = &last[head * kb..][..kb];
         // Cancellation makes a single score's relative error meaningless: compare with the row's largest.
         let size = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let allowed = if config.selector == Selector::Stem { SCORE_ERROR * size } else { PROBE_ERROR };
         let error = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0f32, |m, e| if e.is_nan() { f32::NAN } else { m.max(e) });
-        ensure!(error <= SCORE_ERROR * size, "scores of head {head}, last query block: off by {error}, the largest is {size}");
+        ensure!(error <= allowed, "scores of head {head}, last query block: off by {error}, the largest is {size}");
         worst = worst.max(error / size);
     }
     Ok(format!("every list from its scores; scores of {} rows within {worst:.1e} of the largest", shape.hq))
@@ -81,23 +104,30 @@ fn last_row_scores(problem: &Problem, config: &StemConfig) -> Result<Vec<f32>> {
     let tokens = (shape.tokens - first) as i32;
     let kv = shape.kv_tokens as i32;
     let geometry = Geometry::new(&[0, tokens], &[0, kv], &[kv], true, Some(config))?;
-    let summaries = reference::summarize_kv(&problem.paged.view(), &geometry, &[1.0], &[1.0])?;
+    let stride = shape.kv_tokens.div_ceil(BLOCK);
     let (q, q_scale) = (&problem.q[first * shape.hq * 128..], &problem.q_scale[first * shape.hq..]);
+    if let Selector::Probe(probe) = &config.selector {
+        let keys = reference::key_means(&problem.paged.view(), &geometry, probe)?;
+        let queries = reference::query_means(q, q_scale, shape.hq, &geometry, probe)?;
+        let softmax_scale = reference::default_softmax_scale();
+        let inputs = ProbeInputs { queries: &queries, keys: &keys, k_scale: &[1.0], softmax_scale, score_stride: stride };
+        return Ok(reference::probe_scores(&inputs, &geometry, probe)?);
+    }
+    let summaries = reference::summarize_kv(&problem.paged.view(), &geometry, &[1.0], &[1.0])?;
     let q_sums = reference::query_sums(q, q_scale, shape.hq, &geometry)?;
     let v_bias = reference::value_bias(&summaries.run_norms, shape.hkv, &geometry, &config.oam)?;
-    let inputs = ScoreInputs {
-        q_sums: &q_sums,
-        k_sums: &summaries.k_sums,
-        v_bias: &v_bias,
-        hq: shape.hq,
-        hkv: shape.hkv,
-        score_stride: shape.kv_tokens.div_ceil(BLOCK),
-    };
+    let inputs =
+        ScoreInputs { q_sums: &q_sums, k_sums: &summaries.k_sums, v_bias: &v_bias, hq: shape.hq, hkv: shape.hkv, score_stride: stride };
     Ok(reference::scores(&inputs, &geometry, &config.oam)?)
 }
 
-fn summary(problem: &Problem, got: &KvSummaries) -> Result<String> {
+fn summary(problem: &Problem, config: &StemConfig, got: &KvSummaries) -> Result<String> {
     let want = reference::summarize_kv(&problem.paged.view(), &problem.geometry(None)?, &[1.0], &[1.0])?;
+    if config.selector != Selector::Stem {
+        // Its key means are compared by what comes of them: `select`.
+        ensure!(got.v_tiles == want.v_tiles, "V tiles differ from the CPU reference");
+        return Ok("V tiles bit for bit".into());
+    }
     ensure!(got.k_sums == want.k_sums, "key sums differ from the CPU reference");
     ensure!(got.v_tiles == want.v_tiles, "V tiles differ from the CPU reference");
     ensure!(got.run_norms.len() == want.run_norms.len(), "run norms: {} of {}", got.run_norms.len(), want.run_norms.len());
@@ -109,9 +139,10 @@ fn summary(problem: &Problem, got: &KvSummaries) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::bench::{cpu::CpuEngine, engine::Engine, engine::Stage, problem::random_lists};
+    use crate::cli::bench::cpu::CpuEngine;
+    use crate::cli::bench::{Engine, Job, L2, Stage, random_lists};
     use crate::cli::work::Shape;
-    use crate::config::{Preset, StemConfig};
+    use crate::config::{Preset, ProbeConfig};
     use clap::ValueEnum;
 
     fn problem() -> (Problem, StemConfig) {
@@ -119,21 +150,29 @@ mod tests {
         (Problem::new(shape, 32, 1).unwrap(), StemConfig::preset(Preset::Hpc))
     }
 
+    fn job<'a>(stage: Stage, problem: &'a Problem, config: &'a StemConfig, lists: Option<&'a BlockLists>) -> Job<'a> {
+        Job { stage, problem, config, lists, l2: L2::Warm }
+    }
+
     #[test]
     fn right_results_pass_and_wrong_ones_do_not() {
         let (problem, config) = problem();
         let lists = random_lists(&problem.geometry(None).unwrap(), 2, 0.5, 2).unwrap();
-        for stage in Stage::value_variants() {
-            let mut engine = CpuEngine::new(*stage, &problem, &config, Some(&lists)).unwrap();
+        let probe = StemConfig { selector: Selector::Probe(ProbeConfig::default()), ..config };
+        for (stage, config) in Stage::value_variants().iter().flat_map(|stage| [(stage, config), (stage, probe)]) {
+            let mut engine = CpuEngine::new(job(*stage, &problem, &config, Some(&lists))).unwrap();
             engine.time(1).unwrap();
             let mut output = engine.output().unwrap();
-            let text = verify(&problem, &config, &output, 1).unwrap();
-            assert!(!text.is_empty());
+            let checked = verify(&problem, &config, &output, 1).unwrap();
+            assert!(!checked.text.is_empty());
+            assert_eq!(checked.error.is_some(), stage.attends());
             match &mut output {
                 Output::Attention { out, .. } => out.iter_mut().for_each(|x| *x = half::bf16::from_f32(x.to_f32() * 1.1)),
                 Output::Selection { scores, .. } => scores.iter_mut().for_each(|x| *x *= 2.0),
-                Output::Summaries(s) => s.run_norms[3] += 0.1,
+                Output::Summaries(s) if config.selector == Selector::Stem => s.run_norms[3] += 0.1,
+                Output::Summaries(s) => s.v_tiles[3] = float8::F8E4M3::from_bits(s.v_tiles[3].to_bits() ^ 1),
                 Output::Pages { v, .. } => v.iter_mut().for_each(|x| *x = float8::F8E4M3::from_bits(x.to_bits() ^ 1)),
+                Output::Geometry(g) => g.query_blocks[0].budget += 1,
             }
             assert!(verify(&problem, &config, &output, 1).is_err(), "{stage:?}");
         }
@@ -143,7 +182,7 @@ mod tests {
     fn a_list_that_is_not_the_top_of_its_scores_is_found() {
         let shape = Shape { tokens: 128, kv_tokens: 60 * 128, hq: 1, hkv: 1 };
         let (problem, config) = (Problem::new(shape, 64, 1).unwrap(), StemConfig::preset(Preset::Hpc));
-        let mut engine = CpuEngine::new(Stage::Select, &problem, &config, None).unwrap();
+        let mut engine = CpuEngine::new(job(Stage::Select, &problem, &config, None)).unwrap();
         engine.time(1).unwrap();
         let Output::Selection { scores, score_stride, lists } = engine.output().unwrap() else { panic!("a selection") };
         assert!(lists.row(0, 0).len() < 60);

@@ -1,0 +1,297 @@
+//! `select_stem`: from FP8 queries and the summaries of the key blocks to the block lists that attention reads.
+//!
+//! One block of threads takes a strip of up to 32 query blocks of one head. One warpgroup sums queries (each read once, from
+//! device memory to registers), one warp copies key sums (each block of a cluster loads a part and sends it to all), four
+//! warpgroups multiply and, with the scores of the strip in shared memory, decide what each row keeps, a row a warp. Rows of
+//! more than 1,024 key blocks are scored a span at a time, and their scores go through device memory.
+//!
+//! What the kernel before it in the stream writes (key sums, norms) is read after `griddepcontrol.wait`; queries are not.
+
+use crate::abi::SelectParams;
+use crate::config::select::{
+    CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, ROWS, SPAN, STAGES, STEP, STEPS, SUM_REGS, SUM_STAGES,
+    SUM_THREADS, TILE, TILE_BYTES,
+};
+use crate::config::{BLOCK, GROUPS, HEAD_DIM};
+use crate::layout::pages::new_token;
+use crate::layout::select::{Row, sum_offset};
+use crate::pipeline::scores::{Consumer, Shared};
+use crate::pipeline::stages::Turn;
+use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
+use crate::ptx::{barrier, cluster, fence, global, mbarrier, pdl, regs, smem, special, warp};
+use crate::tile::reduce::ValueTerm;
+use crate::tile::strip::{Span, Strip, Strips, wants_scores};
+use crate::tile::sums::{GroupCodes, NO_TOKEN, Queries};
+use crate::tile::topk::{DeviceScores, List, select_row};
+use crate::unroll;
+
+/// Entry: see [`SelectParams`] for the grid, the tensors and the tensor map.
+///
+/// # Safety
+/// Launched with the grid, cluster, block size and shared memory that the host crate's `ops::select` computes, on buffers whose
+/// extents it has checked; the blocks of a cluster have heads of one KV head.
+#[unsafe(no_mangle)]
+pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _k_sums: TensorMap) {
+    let k_map = tensor_map_param!(select_stem, 1);
+    // SAFETY: forwarded from the host.
+    unsafe { select(&p, k_map) }
+}
+
+/// The kernel's body: barriers, then roles.
+///
+/// # Safety
+/// As the entry; called by all threads of the block.
+#[inline(always)]
+unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
+    let shared = Shared::of_block();
+    let thread = special::tid_x();
+    let blocks = cluster::blocks();
+    // SAFETY: one thread initialises before all threads of the cluster meet; roles split on whole warps; a block ends only when
+    // all of its cluster have, so that no signal or copy of theirs finds it gone.
+    unsafe {
+        if thread == 0 {
+            shared.keys.init(1, CONSUMERS * blocks);
+            shared.sums.init(SUM_THREADS / 32, CONSUMERS);
+            mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
+            mbarrier::init_fence();
+        }
+        cluster::sync();
+        pdl::launch_dependents();
+        // From lane 0: known to be the same in the whole warp.
+        let warp_index = warp::shfl_idx_u32(thread / 32, 0);
+        if warp_index < CONSUMER_WARPS {
+            regs::setmaxnreg_inc::<CONSUMER_REGS>();
+            pdl::wait();
+            let consumer = Consumer { warpgroup: warp_index / 4, thread: thread % 128, blocks };
+            consume(p, shared, consumer);
+        } else if warp_index < CONSUMER_WARPS + SUM_THREADS / 32 {
+            regs::setmaxnreg_dec::<SUM_REGS>();
+            sum_queries(p, shared, thread - CONSUMER_THREADS);
+        } else {
+            regs::setmaxnreg_dec::<COPY_REGS>();
+            if warp_index == CONSUMER_WARPS + SUM_THREADS / 32 {
+                pdl::wait();
+                copy_keys(p, shared, k_map, thread % 32);
+            }
+        }
+        cluster::sync();
+    }
+}
+
+/// The warp that copies key sums. Of the tiles of a stage each block of the cluster loads every `blocks`-th, for all of them.
+#[inline(always)]
+unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane: u32) {
+    let (rank, blocks, leader) = (cluster::rank(), cluster::blocks(), (lane == 0) as u32);
+    let everyone = ((1u32 << blocks) - 1) as u16;
+    let mut at = Turn::<STAGES>::START;
+    let (mut strips, mut spans) = (Strips::new(p), 0u32);
+    // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, and the scores that lie over the ring
+    // before its first one is; what lies outside the tensor is zero-filled.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            if !strip.has_scores(p, lane) {
+                continue;
+            }
+            let (_, request) = strip.block(p, 0);
+            let (kb_start, kv_head) = (request.kb_start, strip.kv_head(p));
+            let mut first = 0;
+            while first < strip.keys {
+                let span = strip.span(first);
+                // The parity of the phase before the first is 1: the first span does not wait.
+                mbarrier::wait(shared.done(), (spans & 1) ^ 1);
+                let chunks = span.chunks();
+                let mut step = 0;
+                while step < STEPS {
+                    let mut chunk = 0;
+                    while chunk < chunks {
+                        let tiles = span.tiles(chunk);
+                        let key = kb_start + first + (chunk * CONSUMERS * TILE) as i32;
+                        shared.keys.wait_empty(at);
+                        mbarrier::expect_tx_if(shared.keys.full(at), tiles * TILE_BYTES, leader);
+                        unroll!(T < 4 {
+                            let tile = T as u32;
+                            let mine = leader & (tile < tiles) as u32 & (tile & (blocks - 1) == rank) as u32;
+                            let coords = [(step * STEP) as i32, key + (tile * TILE) as i32, kv_head];
+                            cluster::load_3d_if(shared.key_tile(at, tile), k_map, shared.keys.full(at), coords, everyone, mine);
+                        });
+                        at = at.next();
+                        chunk += 1;
+                    }
+                    step += 1;
+                }
+                first += SPAN as i32;
+                spans += 1;
+            }
+        }
+    }
+}
+
+/// The warpgroup that sums queries: once a span, group by group. Thread (r, c) has bytes 16 c .. 16 c + 16 of rows r and, in
+/// strips of more than 16 rows, 16 + r.
+#[inline(always)]
+unsafe fn sum_queries(p: &SelectParams, shared: Shared, thread: u32) {
+    let (r, chunk, lane) = (thread / 8, thread % 8, thread % 32);
+    let mut at = Turn::<SUM_STAGES>::START;
+    let mut strips = Strips::new(p);
+    // SAFETY: barriers are initialised; a stage is waited for before it is overwritten.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            if !strip.has_scores(p, lane) {
+                continue;
+            }
+            let (block, request) = strip.block(p, 0);
+            let queries = Queries::new(p, &request, strip.head, chunk);
+            let start = |r: u32| {
+                let first = new_token(&request, (block.block + r as i32) * BLOCK as i32);
+                if (r as i32) < strip.rows { first } else { NO_TOKEN }
+            };
+            let (low, high) = (start(r), start(r + 16));
+            let twice = strip.rows > 16;
+            let mut first = 0;
+            while first < strip.keys {
+                let mut codes = GroupCodes::load(&queries, low);
+                let mut group = 0;
+                while group < GROUPS as i32 {
+                    // The last group is loaded once more: cheaper than a case of its own.
+                    let next = if group + 1 < GROUPS as i32 { group + 1 } else { group };
+                    queries.prefetch(low + next, chunk);
+                    queries.prefetch(high + next, chunk);
+                    shared.sums.wait_empty(at);
+                    let to = shared.group(at).offset(sum_offset(r, chunk));
+                    if twice {
+                        codes.sum(&queries, low + group, high + group, to);
+                        codes.sum(&queries, high + group, low + next, to.offset(16 * 128));
+                    } else {
+                        codes.sum(&queries, low + group, low + next, to);
+                    }
+                    // The products read through the async proxy.
+                    fence::proxy_async_shared();
+                    warp::sync();
+                    mbarrier::arrive_if(shared.sums.full(at), (lane == 0) as u32);
+                    at = at.next();
+                    group += 1;
+                }
+                first += SPAN as i32;
+            }
+        }
+    }
+}
+
+/// The consumer warpgroups: scores, then lists.
+///
+/// # Safety
+/// All consumer threads call it, converged in warps; theirs are the first of the block.
+#[inline(always)]
+unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
+    let mut at = 0;
+    let mut strips = Strips::new(p);
+    // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone.
+    unsafe {
+        while strips.any() {
+            let scored = strips.current().has_scores(p, special::tid_x_again() % 32);
+            let mut first = if scored { 0 } else { strips.current().keys };
+            while first < strips.current().keys {
+                if first > 0 {
+                    release_scores(shared, consumer);
+                }
+                let strip = strips.current();
+                let span = strip.span(first);
+                // Again for every span: the statistics would take registers that the products need.
+                let thread = special::tid_x_again();
+                ValueTerm::new(p, &strip, shared.moments(), thread).write(span, shared.bias(), thread);
+                consumer.score(p, shared, span, &mut at, || barrier::sync::<1, CONSUMER_THREADS>());
+                barrier::sync::<1, CONSUMER_THREADS>();
+                // As above: looked up again rather than kept.
+                let strip = strips.current();
+                copy_out(p, shared, &strip, strip.span(first));
+                first += SPAN as i32;
+            }
+            let strip = strips.current();
+            write_lists(p, shared, &strip);
+            if scored {
+                release_scores(shared, consumer);
+            }
+            strips.advance(&strip);
+        }
+    }
+}
+
+/// Tells every block of the cluster that the warp is done with the scores, so that copies may overwrite them.
+#[inline(always)]
+unsafe fn release_scores(shared: Shared, consumer: Consumer) {
+    let lane = special::tid_x_again() % 32;
+    // SAFETY: forwarded from `consume`; the fence orders the warp's accesses before the copies.
+    unsafe {
+        fence::proxy_async_shared();
+        warp::sync();
+        cluster::release_if(shared.done(), lane, (lane < consumer.blocks) as u32);
+    }
+}
+
+/// Address of the scores of row `r` in device memory, if they go there.
+#[inline(always)]
+fn scores_at(p: &SelectParams, strip: &Strip, r: u32) -> u64 {
+    let row = if p.scores_by_block != 0 {
+        special::ctaid_x() as u64 * ROWS as u64 + r as u64
+    } else {
+        strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64
+    };
+    p.scores + row * p.score_stride as u32 as u64 * 4
+}
+
+/// Copies what the strip's rows see of a span to device memory, if the caller wants the scores or more spans follow.
+#[inline(always)]
+unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) {
+    if !(wants_scores(p) | (strip.keys > SPAN as i32)) {
+        return;
+    }
+    let thread = special::tid_x_again();
+    let (mut r, lane) = (thread / 32, thread % 32);
+    // SAFETY: rows of the strip; the host has checked the extents of `scores`.
+    unsafe {
+        while r < strip.rows as u32 {
+            let (Row { count, .. }, _) = strip.row(p, r as i32);
+            let to = scores_at(p, strip, r) + span.first as u32 as u64 * 4;
+            let from = shared.scores(r).0;
+            let mut base = 0;
+            while base < span.count {
+                let j = base + lane as i32;
+                // Up to 31 words past the span are read, which lie in shared memory, too.
+                let score = smem::ld_u32(from.offset(j as u32 * 4));
+                global::st_u32_if(to + j as u32 as u64 * 4, score, ((j < span.count) & (span.first + j < count)) as u32);
+                base += 32;
+            }
+            r += CONSUMER_WARPS;
+        }
+    }
+}
+
+/// Decides what each row of the strip keeps, a row a warp.
+#[inline(always)]
+unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
+    let thread = special::tid_x_again();
+    let (mut r, lane) = (thread / 32, thread % 32);
+    // SAFETY: rows of the strip, whose lists and counts lie inside their arrays. Scores in device memory were stored by the
+    // same warp.
+    unsafe {
+        while r < strip.rows as u32 {
+            let (row, rule) = strip.row(p, r as i32);
+            let place = strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64;
+            let list = List { at: p.lists + place * p.list_stride as u32 as u64 * 4, capacity: p.list_stride as u32 };
+            let kept = if strip.keys <= SPAN as i32 {
+                select_row(shared.scores(r), row, rule, list, lane)
+            } else {
+                warp::sync();
+                select_row(DeviceScores(scores_at(p, strip, r)), row, rule, list, lane)
+            };
+            global::st_u32_if(p.counts + place * 4, kept, (lane == 0) as u32);
+            r += CONSUMER_WARPS;
+        }
+    }
+}
+
+const _: () = assert!(HEAD_DIM == 128 && SUM_THREADS == 16 * 8 && ROWS == 32, "two passes of 16 rows and 8 chunks");

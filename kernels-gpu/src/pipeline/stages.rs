@@ -1,0 +1,92 @@
+//! A ring of any number of stages, whose readers and writers may sit in several blocks of a cluster.
+
+use crate::ptx::{SmemAddr, mbarrier};
+
+/// Position in a ring: the stage, and the parity of the pass over the ring.
+#[derive(Clone, Copy)]
+pub struct Turn<const N: u32> {
+    stage: u32,
+    parity: u32,
+}
+
+impl<const N: u32> Turn<N> {
+    /// The first stage of the first pass.
+    pub const START: Self = Self { stage: 0, parity: 0 };
+
+    /// Position number `n` from the start.
+    #[inline(always)]
+    pub fn at(n: u32) -> Self {
+        Self { stage: n % N, parity: n / N % 2 }
+    }
+
+    /// The stage.
+    #[inline(always)]
+    pub fn stage(self) -> u32 {
+        self.stage
+    }
+
+    /// The position after this one.
+    #[inline(always)]
+    #[must_use]
+    pub fn next(self) -> Self {
+        let wraps = self.stage + 1 == N;
+        Self { stage: if wraps { 0 } else { self.stage + 1 }, parity: self.parity ^ wraps as u32 }
+    }
+}
+
+/// The barriers of a ring: `N` that complete when a stage is full, then `N` that complete when it is empty again.
+#[derive(Clone, Copy)]
+pub struct Stages<const N: u32>(pub SmemAddr);
+
+impl<const N: u32> Stages<N> {
+    /// Barrier that completes when the stage is full.
+    #[inline(always)]
+    pub fn full(self, at: Turn<N>) -> SmemAddr {
+        self.0.offset(at.stage * 8)
+    }
+
+    /// Barrier that completes when the stage may be filled again.
+    #[inline(always)]
+    pub fn empty(self, at: Turn<N>) -> SmemAddr {
+        self.0.offset((N + at.stage) * 8)
+    }
+
+    /// Initialises the barriers for so many arrivals a phase.
+    ///
+    /// # Safety
+    /// One thread, before any other use; followed by `mbarrier::init_fence` and a barrier of all that use the ring.
+    #[inline(always)]
+    pub unsafe fn init(self, full: u32, empty: u32) {
+        let mut at = Turn::START;
+        let mut stage = 0;
+        while stage < N {
+            // SAFETY: the caller owns this shared memory and no one uses the barriers yet.
+            unsafe {
+                mbarrier::init(self.full(at), full);
+                mbarrier::init(self.empty(at), empty);
+            }
+            at = at.next();
+            stage += 1;
+        }
+    }
+
+    /// Waits until the stage is full.
+    ///
+    /// # Safety
+    /// The ring is initialised, and somebody fills the stage.
+    #[inline(always)]
+    pub unsafe fn wait_full(self, at: Turn<N>) {
+        // SAFETY: forwarded.
+        unsafe { mbarrier::wait(self.full(at), at.parity) }
+    }
+
+    /// Waits until the stage may be filled (at once on the first pass).
+    ///
+    /// # Safety
+    /// The ring is initialised, and its readers give the stage back.
+    #[inline(always)]
+    pub unsafe fn wait_empty(self, at: Turn<N>) {
+        // SAFETY: forwarded. The parity of a barrier's "previous phase" is 1 before its first completion.
+        unsafe { mbarrier::wait(self.empty(at), at.parity ^ 1) }
+    }
+}

@@ -1,0 +1,104 @@
+//! Blocks of a cluster: who is there, signals to the barriers of another block, and copies that reach all of them.
+//!
+//! A kernel launched without a cluster shape runs in clusters of one block: everything here then means the block itself.
+
+use super::SmemAddr;
+use super::tma::TensorMapPtr;
+use core::arch::asm;
+
+/// Index of the block in its cluster. PTX: `mov.u32 d, %cluster_ctarank`. Called by any thread.
+#[inline(always)]
+pub fn rank() -> u32 {
+    let rank: u32;
+    // SAFETY: reads a special register that is constant for the life of the thread.
+    unsafe { asm!("mov.u32 {}, %cluster_ctarank;", out(reg32) rank, options(pure, nomem, nostack)) };
+    rank
+}
+
+/// Blocks of the cluster. PTX: `mov.u32 d, %cluster_nctarank`. Called by any thread.
+#[inline(always)]
+pub fn blocks() -> u32 {
+    let blocks: u32;
+    // SAFETY: reads a special register that is constant for the life of the thread.
+    unsafe { asm!("mov.u32 {}, %cluster_nctarank;", out(reg32) blocks, options(pure, nomem, nostack)) };
+    blocks
+}
+
+/// Waits for every thread of every block of the cluster; what they wrote before is visible after it.
+/// PTX: `barrier.cluster.arrive.release`, `barrier.cluster.wait.acquire`. Called by every thread.
+///
+/// # Safety
+/// - Every thread of every block of the cluster gets here, or the cluster hangs.
+#[inline(always)]
+pub unsafe fn sync() {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;") };
+}
+
+/// Where `on` is not 0, arrives once at the barrier that lies at `bar` in block `rank` of the cluster, after the thread's earlier
+/// accesses as far as its own block is concerned: enough where what the barrier guards is read by asynchronous products, whose
+/// wait has run, and written by copies.
+/// PTX: `mapa.shared::cluster.u32 r, bar, rank; @p mbarrier.arrive.shared::cluster.b64 _, [r]`.
+/// Called by a thread, or by a warp with some lanes `on`.
+///
+/// # Safety
+/// - `rank` is a block of the cluster that has not ended.
+/// - `bar` is an initialised barrier there, whose current phase still expects this arrival, for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn arrive_if(bar: SmemAddr, rank: u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; .reg .b32 r; setp.ne.u32 p, {on}, 0; mapa.shared::cluster.u32 r, {bar}, {rank}; @p mbarrier.arrive.shared::cluster.b64 _, [r]; }}",
+            bar = in(reg32) bar.0,
+            rank = in(reg32) rank,
+            on = in(reg32) on,
+        );
+    }
+}
+
+/// As [`arrive_if`], after the thread's earlier accesses for the whole cluster. It costs a memory barrier of the whole GPU: not
+/// for inner loops.
+/// PTX: `mapa.shared::cluster.u32 r, bar, rank; @p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r]`.
+///
+/// # Safety
+/// As [`arrive_if`].
+#[inline(always)]
+pub unsafe fn release_if(bar: SmemAddr, rank: u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; .reg .b32 r; setp.ne.u32 p, {on}, 0; mapa.shared::cluster.u32 r, {bar}, {rank}; @p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r]; }}",
+            bar = in(reg32) bar.0,
+            rank = in(reg32) rank,
+            on = in(reg32) on,
+        );
+    }
+}
+
+/// Where `on` is not 0, loads a box of a 3D tensor at `coords` (elements, innermost first) to `dst` in every block of the cluster
+/// whose bit is set in `mask`; each of them counts the bytes at its own barrier at `bar`.
+///
+/// PTX: `@p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [dst],
+/// [map, {c0, c1, c2}], [bar], mask`. Called by a thread, or by a warp with one lane `on`.
+///
+/// # Safety
+/// As [`super::tma::load_3d_if`], for destination and barrier of every block in `mask`.
+#[inline(always)]
+pub unsafe fn load_3d_if(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords: [i32; 3], mask: u16, on: u32) {
+    let [c0, c1, c2] = coords;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; @p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [{dst}], [{map}, {{{c0}, {c1}, {c2}}}], [{bar}], {mask}; }}",
+            dst = in(reg32) dst.0,
+            map = in(reg64) map.0,
+            bar = in(reg32) bar.0,
+            c0 = in(reg32) c0,
+            c1 = in(reg32) c1,
+            c2 = in(reg32) c2,
+            mask = in(reg16) mask,
+            on = in(reg32) on,
+        );
+    }
+}

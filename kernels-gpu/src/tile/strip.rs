@@ -1,0 +1,190 @@
+//! What the selection works on: strips of query blocks of one head, against spans of key blocks.
+//!
+//! The query blocks of the batch are cut into windows of `strip` blocks, whatever request they belong to; the part of a window
+//! that one request owns is a strip. Every role of a block walks the same strips for itself: they are a few loads away, and
+//! nothing has to be handed over. Items (a window of a head) are numbered from the longest rows, at the end of a causal prompt,
+//! to the shortest, and by head within: the blocks of a cluster work on the same strip of neighbouring heads.
+
+use crate::abi::{QueryBlock, Request, SelectParams};
+use crate::config::select::{CHUNK, SPAN, TILE};
+use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
+use crate::ptx::{special, warp};
+
+/// Some query blocks of one request and head. What else there is to know of them is looked up where it is needed: registers
+/// are short around the products.
+#[derive(Clone, Copy)]
+pub struct Strip {
+    /// Query head.
+    pub head: i32,
+    /// Index of the first query block among all query blocks.
+    pub first: i32,
+    /// Query blocks.
+    pub rows: i32,
+    /// Key blocks that the last row may see; no row sees more.
+    pub keys: i32,
+    /// Whether it is the last of its window.
+    ends_window: bool,
+}
+
+/// The strips of one block of the grid.
+#[derive(Clone, Copy)]
+pub struct Strips<'a> {
+    p: &'a SelectParams,
+    /// The item.
+    item: u32,
+    /// Query blocks of its window that are done.
+    done: i32,
+}
+
+impl<'a> Strips<'a> {
+    /// All of them.
+    #[inline(always)]
+    pub fn new(p: &'a SelectParams) -> Self {
+        Self { p, item: special::ctaid_x(), done: 0 }
+    }
+
+    /// Whether there is one.
+    #[inline(always)]
+    pub fn any(&self) -> bool {
+        // SAFETY: a model has heads and a strip has rows.
+        unsafe { core::hint::assert_unchecked(self.p.hq > 0 && self.p.strip > 0 && self.p.total_qb >= 0) };
+        self.item < self.windows() * self.p.hq as u32
+    }
+
+    #[inline(always)]
+    fn windows(&self) -> u32 {
+        (self.p.total_qb as u32).div_ceil(self.p.strip as u32)
+    }
+
+    /// The present one, looked up anew: it need not be kept.
+    ///
+    /// # Safety
+    /// A whole warp calls it, converged, while there is [`any`](Strips::any); the host has checked the arrays that the parameters
+    /// name.
+    #[inline(always)]
+    pub unsafe fn current(&self) -> Strip {
+        let p = self.p;
+        // SAFETY: as in `any`; the query block is one of the batch's.
+        unsafe {
+            core::hint::assert_unchecked(p.hq > 0 && p.strip > 0 && p.total_qb >= 0);
+            let start = ((self.windows() - 1 - self.item / p.hq as u32) * p.strip as u32) as i32;
+            let head = (self.item % p.hq as u32) as i32;
+            let end = smaller(start + p.strip, p.total_qb);
+            let first = start + self.done;
+            let QueryBlock { request, block, .. } = *(p.query_blocks as *const QueryBlock).offset(first as isize);
+            let request = *(p.requests as *const Request).offset(request as isize);
+            // At least one row: the first block is the request's.
+            let rows = uniform(smaller(end, request.qb_start + request.qb_len) - first);
+            let keys = uniform(if p.causal != 0 { smaller(block + rows, request.kb_len) } else { request.kb_len });
+            Strip { head, first, rows, keys, ends_window: first + rows >= end }
+        }
+    }
+
+    /// Goes on to the strip after `strip`, the present one.
+    #[inline(always)]
+    pub fn advance(&mut self, strip: &Strip) {
+        self.done = if strip.ends_window { 0 } else { self.done + strip.rows };
+        self.item += if strip.ends_window { special::nctaid_x() } else { 0 };
+    }
+}
+
+impl Strip {
+    /// KV head.
+    #[inline(always)]
+    pub fn kv_head(&self, p: &SelectParams) -> i32 {
+        // SAFETY: a KV head has query heads.
+        unsafe { core::hint::assert_unchecked(p.group > 0) };
+        self.head / p.group
+    }
+
+    /// Query block of row `r`, and the request.
+    ///
+    /// # Safety
+    /// `0 <= r < rows`; the strip is one of `p`'s.
+    #[inline(always)]
+    pub unsafe fn block(&self, p: &SelectParams, r: i32) -> (QueryBlock, Request) {
+        // SAFETY: the row is one of the batch's query blocks.
+        unsafe {
+            let block = *(p.query_blocks as *const QueryBlock).offset((self.first + r) as isize);
+            (block, *(p.requests as *const Request).offset(block.request as isize))
+        }
+    }
+
+    /// Candidates and guards of row `r`, and what it keeps.
+    ///
+    /// # Safety
+    /// As [`Strip::block`].
+    #[inline(always)]
+    pub unsafe fn row(&self, p: &SelectParams, r: i32) -> (Row, Rule) {
+        // SAFETY: forwarded.
+        let (block, request) = unsafe { self.block(p, r) };
+        let row = Row::new(block.block, request.kb_len, p.causal != 0, p.sink, p.window, p.guards_on_top != 0);
+        let low_bit = if p.round_bf16 != 0 { BF16_LOW_BIT } else { 0 };
+        (row, Rule { budget: block.budget, keep_all_ties: p.keep_all_ties != 0, low_bit })
+    }
+
+    /// Whether anybody asks for the strip's scores: some row has to choose, or the caller wants them.
+    ///
+    /// # Safety
+    /// A whole warp calls it, converged; the strip is one of `p`'s.
+    #[inline(always)]
+    pub unsafe fn has_scores(&self, p: &SelectParams, lane: u32) -> bool {
+        let r = if (lane as i32) < self.rows { lane as i32 } else { 0 };
+        // SAFETY: forwarded; a strip has at most 32 rows.
+        unsafe {
+            let (row, rule) = self.row(p, r);
+            warp::any((rule.chooses(row) | wants_scores(p)) as u32)
+        }
+    }
+
+    /// The span that starts at key block `first`, which the strip sees.
+    #[inline(always)]
+    pub fn span(&self, first: i32) -> Span {
+        Span { first, count: smaller(self.keys - first, SPAN as i32) }
+    }
+}
+
+/// Whether the caller wants all scores.
+#[inline(always)]
+pub fn wants_scores(p: &SelectParams) -> bool {
+    (p.scores != 0) & (p.scores_by_block == 0)
+}
+
+/// At most 1,024 consecutive key blocks.
+#[derive(Clone, Copy)]
+pub struct Span {
+    /// The first, counted in the request.
+    pub first: i32,
+    /// How many; at least 1.
+    pub count: i32,
+}
+
+impl Span {
+    /// Stages of a step.
+    #[inline(always)]
+    pub fn chunks(self) -> u32 {
+        (self.count as u32).div_ceil(CHUNK)
+    }
+
+    /// Tiles of chunk `chunk` that hold a key block of the span.
+    #[inline(always)]
+    pub fn tiles(self, chunk: u32) -> u32 {
+        let left = (self.count as u32 - chunk * CHUNK).div_ceil(TILE);
+        if left < CHUNK / TILE { left } else { CHUNK / TILE }
+    }
+}
+
+#[inline(always)]
+fn smaller(a: i32, b: i32) -> i32 {
+    if a < b { a } else { b }
+}
+
+/// `x`, which all lanes hold alike, in a form ptxas knows to be so: it can then live in a uniform register.
+///
+/// # Safety
+/// Called by a whole warp, converged.
+#[inline(always)]
+unsafe fn uniform(x: i32) -> i32 {
+    // SAFETY: forwarded.
+    unsafe { warp::shfl_idx_u32(x as u32, 0) as i32 }
+}

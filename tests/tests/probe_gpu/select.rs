@@ -1,0 +1,116 @@
+//! Lists of made-up score rows, as every selector ends, against the CPU's rule.
+
+use super::{address, launch, rng};
+use half::bf16;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand_distr::StandardNormal;
+use rstest::rstest;
+use stem_attn::driver::Launch;
+use stem_attn::{Guards, Preset, StemConfig, TieRule, reference};
+use stem_attn_kernels::abi_probe::{PROBE_ROWS, ProbeParams, RowParams};
+use stem_attn_kernels::layout::select::{BF16_LOW_BIT, Row};
+use stem_attn_tests::gpu::gpu;
+
+/// One row: its scores, and everything that decides about them.
+struct Case {
+    scores: Vec<f32>,
+    budget: usize,
+    config: StemConfig,
+    low_bit: u32,
+}
+
+/// A random row of `count` candidates: ordinary scores, plateaus, few values, special ones, all equal, all NaN.
+fn case(rng: &mut StdRng, count: usize) -> Case {
+    let rounded = rng.random_bool(0.5);
+    let kind = rng.random_range(0..6);
+    let special = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0, f32::MIN_POSITIVE, -1e-45, 3e38, -3e38];
+    let scores = (0..count)
+        .map(|_| {
+            let x: f32 = rng.sample(StandardNormal);
+            let score = match kind {
+                0 => x,
+                1 => x * 0.01 + 1.0,
+                2 => (x * 1.5).round(),
+                3 => {
+                    let i = rng.random_range(0..special.len() + 2);
+                    special.get(i).copied().unwrap_or(x)
+                }
+                4 => -1.25,
+                _ => f32::NAN,
+            };
+            if rounded { bf16::from_f32(score).to_f32() } else { score }
+        })
+        .collect();
+    let config = StemConfig {
+        sink: [0, 1, 4, 300][rng.random_range(0..4)],
+        window: [1, 4, 40][rng.random_range(0..3)],
+        guards: if rng.random_bool(0.5) { Guards::InsideBudget } else { Guards::OnTop },
+        ties: if rng.random_bool(0.7) { TieRule::LowestIndex } else { TieRule::KeepAll },
+        ..StemConfig::preset(Preset::Hpc)
+    };
+    let budget = match rng.random_range(0..5) {
+        0 => 1,
+        1 => count,
+        2 => count.saturating_sub(1).max(1),
+        _ => rng.random_range(1..=count),
+    };
+    Case { scores, budget, config, low_bit: if rounded { BF16_LOW_BIT } else { 0 } }
+}
+
+#[rstest]
+fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool) {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut rng("rows_of_every_kind_give_the_rules_list");
+    // Rows of one lane's keys and all, at the edges of what registers hold, and past it.
+    let lengths = [1, 2, 31, 32, 33, 55, 56, 159, 160, 255, 256, 257, 511, 768, 1000, 1023, 1024, 1025, 1500, 4097];
+    let cases: Vec<Case> = (0..5000)
+        .map(|i| {
+            let count = if i % 2 == 0 { lengths[i / 2 % lengths.len()] } else { rng.random_range(1..400) };
+            case(rng, count)
+        })
+        .collect();
+    let stride = 4097;
+    let mut scores = vec![1e30f32; cases.len() * stride];
+    let mut rows = Vec::new();
+    for (i, case) in cases.iter().enumerate() {
+        scores[i * stride..][..case.scores.len()].copy_from_slice(&case.scores);
+        let count = case.scores.len() as i32;
+        let on_top = case.config.guards == Guards::OnTop;
+        let row = Row::new(count - 1, count, true, case.config.sink as i32, case.config.window as i32, on_top);
+        let row = RowParams {
+            count: row.count,
+            first_free: row.first_free,
+            end_free: row.end_free,
+            guards_rank: row.guards_rank.into(),
+            budget: case.budget as i32,
+            keep_all_ties: (case.config.ties == TieRule::KeepAll).into(),
+            low_bit: case.low_bit as i32,
+            reserved: 0,
+        };
+        rows.extend([row.count, row.first_free, row.end_free, row.guards_rank, row.budget, row.keep_all_ties, row.low_bit, row.reserved]);
+    }
+    let (scores, rows) = (gpu.upload(&scores), gpu.upload(&rows));
+    let (lists, counts) = (gpu.poisoned::<i32>(cases.len() * stride), gpu.poisoned::<i32>(cases.len()));
+    let params = ProbeParams {
+        a: address(&gpu, &scores),
+        b: address(&gpu, &rows),
+        c: address(&gpu, &counts),
+        out: address(&gpu, &lists),
+        count: cases.len() as i32,
+        x: stride as i32,
+        y: stride as i32,
+        z: shared.into(),
+    };
+    launch(&gpu, "probe_select_rows", Launch::grid(cases.len().div_ceil(PROBE_ROWS as usize), 1, 1), &params, None);
+    let lists = gpu.download(&lists, cases.len() * stride);
+    let counts = gpu.download(&counts, cases.len());
+    for (i, case) in cases.iter().enumerate() {
+        let want = reference::topk_row(&case.scores, case.budget, case.scores.len() - 1, &case.config);
+        let list = &lists[i * stride..][..stride];
+        let name = format!("row {i}: {} of {} scores, {:?}", case.budget, case.scores.len(), case.config);
+        assert_eq!(counts[i] as usize, want.len(), "{name}");
+        assert_eq!(&list[..want.len()], want, "{name}");
+        assert!(list[want.len()..].iter().all(|&j| j == -1), "{name}: wrote past its count");
+    }
+}
