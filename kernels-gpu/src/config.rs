@@ -16,7 +16,8 @@ pub const RUN: usize = 16;
 pub const RUNS: usize = BLOCK / RUN;
 /// Bytes of one 128 x 128 e4m3 operand tile (Q, K or transposed V).
 pub const TILE_BYTES: usize = BLOCK * HEAD_DIM;
-/// P is scaled by 2^8 before it is rounded to e4m3 (largest value 448): probabilities down to 2^-17 of the maximum survive.
+/// The CPU reference scales P by 2^8 before it rounds to e4m3 (largest value 448): probabilities down to 2^-18 of the maximum
+/// survive. The kernel's largest P lies between 2^6 and 2^8.8 (`tile::softmax`).
 pub const P_SCALE_LOG2: f32 = 8.0;
 /// Added to a value norm before its logarithm (stem.md, section 1).
 pub const NORM_EPS: f32 = 1e-6;
@@ -35,7 +36,7 @@ pub mod attend {
     /// Registers a producer thread keeps: addresses, and the look-ups of the item that comes next.
     pub const PRODUCER_REGS: u32 = 40;
     /// Registers a consumer thread gets: 2 x 32 packed scores, 16 packed P, 68 fresh accumulator, 66 output, bookkeeping.
-    /// 128 * 32 + 256 * 240 = 65,536, all registers of an SM.
+    /// 128 * 40 + 256 * 232 = 64,512 of the 65,536 registers of an SM.
     pub const CONSUMER_REGS: u32 = 232;
     /// Tiles between flushes of the FP8 accumulator.
     pub const FLUSH_TILES: u32 = 4;
