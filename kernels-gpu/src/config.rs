@@ -16,7 +16,8 @@ pub const RUN: usize = 16;
 pub const RUNS: usize = BLOCK / RUN;
 /// Bytes of one 128 x 128 e4m3 operand tile (Q, K or transposed V).
 pub const TILE_BYTES: usize = BLOCK * HEAD_DIM;
-/// P is scaled by 2^8 before it is rounded to e4m3 (largest value 448): probabilities down to 2^-17 of the maximum survive.
+/// The CPU reference scales P by 2^8 before it rounds to e4m3 (largest value 448): probabilities down to 2^-18 of the maximum
+/// survive. The kernel's largest P lies between 2^7 and 2^8.75 (`tile::softmax`).
 pub const P_SCALE_LOG2: f32 = 8.0;
 /// Added to a value norm before its logarithm (stem.md, section 1).
 pub const NORM_EPS: f32 = 1e-6;

@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
     if !problems.is_empty() {
         bail!("the audit found {} problem(s):\n  {}", problems.len(), problems.join("\n  "));
     }
-    say!("audit: {} kernels, no spill, no serialised wgmma, instruction counts as expected", found.len());
+    say!("audit: {} kernels, no spill but the {} known, no serialised wgmma, instruction counts as expected", found.len(), SPILLS.len());
     Ok(())
 }
 
@@ -77,6 +77,10 @@ pub fn examine(ptxas: &Path, file: &Path) -> Result<(BTreeMap<String, EntryFacts
     let module = scan::parse(&text).with_context(|| format!("reading {}", file.display()))?;
     Ok((facts::of(&module), ptxas::assemble(ptxas, file)?))
 }
+
+/// Kernels that may spill, and how many bytes out and in together: words that are stored and loaded once a strip,
+/// outside the loops over tiles.
+const SPILLS: &[(&str, u32)] = &[("select_stem", 16)];
 
 /// What is wrong with the entries of one file, apart from instruction counts.
 pub fn judge(entries: &BTreeMap<String, EntryFacts>, report: &Report) -> Vec<String> {
@@ -103,9 +107,11 @@ pub fn judge(entries: &BTreeMap<String, EntryFacts>, report: &Report) -> Vec<Str
             out.push(format!("{name}: ptxas did not report on it"));
             continue;
         };
-        if usage.spill_stores + usage.spill_loads > 0 {
+        let allowed = SPILLS.iter().find(|(kernel, _)| kernel == name).map_or(0, |(_, bytes)| *bytes);
+        let spilled = usage.spill_stores + usage.spill_loads;
+        if spilled > allowed {
             out.push(format!("{name}: spills {} bytes out and {} bytes in", usage.spill_stores, usage.spill_loads));
-        } else if usage.stack > 0 {
+        } else if usage.stack > 0 && spilled == 0 {
             out.push(format!("{name}: a stack frame of {} bytes", usage.stack));
         }
         if usage.barriers >= 16 {

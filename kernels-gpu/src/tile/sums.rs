@@ -85,14 +85,9 @@ impl Queries {
     #[inline(always)]
     pub fn new(p: &SelectParams, request: &Request, head: i32, chunk: u32) -> Self {
         let row = request.q_start as u32 as u64 * p.hq as u32 as u64 + head as u32 as u64;
-        let first = request.q_start as i64 * p.q_rows.token + head as i64 * p.q_rows.head;
-        Self {
-            q: p.q.wrapping_add(first as u64) + chunk as u64 * 16,
-            scale: p.q_scale + row * 4,
-            stride: p.q_rows.token as u64,
-            len: request.q_len,
-            heads: p.hq as u32,
-        }
+        let stride = p.q_rows.token as u64;
+        let first = request.q_start as u32 as u64 * stride + head as u32 as u64 * p.q_rows.head as u64;
+        Self { q: p.q.wrapping_add(first) + chunk as u64 * 16, scale: p.q_scale + row * 4, stride, len: request.q_len, heads: p.hq as u32 }
     }
 
     /// Whether there is such a new token.
@@ -114,7 +109,7 @@ impl Queries {
     /// The host has checked `q`.
     #[inline(always)]
     pub unsafe fn prefetch(&self, group: Group, r: u32) {
-        let token = group + (r * GROUPS as u32) as i32;
+        let token = math::here(group) + (r * GROUPS as u32) as i32;
         // SAFETY: forwarded; the address is that of a new token.
         unsafe { global::prefetch_if(self.at(token).0, self.exists(token) as u32) };
     }
@@ -140,7 +135,7 @@ impl GroupCodes {
         let mut this = Self { codes: [[0; 4]; 8], scales: [0.0; 8] };
         unroll!(R < 8 {
             // SAFETY: forwarded.
-            (this.codes[R], this.scales[R]) = unsafe { queries.load(group + (R * GROUPS) as i32) };
+            (this.codes[R], this.scales[R]) = unsafe { queries.load(math::here(group) + (R * GROUPS) as i32) };
         });
         this
     }
