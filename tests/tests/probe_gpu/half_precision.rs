@@ -19,19 +19,25 @@ fn same(got: f16, want: f16) -> bool {
     got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan() || got == want && got == f16::ZERO
 }
 
+/// Rounded once. (`f16::from_f64` looks at the upper half of the f64 only: what lies below must show in its last bit.)
+fn rounded(x: f64) -> f16 {
+    let bits = x.to_bits();
+    f16::from_f64(f64::from_bits(bits | u64::from(bits as u32 != 0) << 32))
+}
+
 /// What each word of `probe_half` must be, for the operations that are exact up to one rounding.
 fn exact(word: usize, a: f16, b: f16, c: f16) -> Option<f16> {
     let (x, y, z) = (a.to_f64(), b.to_f64(), c.to_f64());
-    let fused = f16::from_f64(x.mul_add(y, z));
+    let fused = rounded(x.mul_add(y, z));
     Some(match word {
         0 => fused,
         1 if fused.is_nan() => f16::ZERO,
-        1 => f16::from_f64(x.mul_add(y, z).clamp(0.0, 1.0)),
-        2 => f16::from_f64(x - y),
-        3 => f16::from_f64(x * y),
-        4 => f16::from_f64(x.abs() + y),
-        5 => f16::from_f64(x.max(y)),
-        6 => f16::from_f64(x.min(y)),
+        1 => rounded(x.mul_add(y, z).clamp(0.0, 1.0)),
+        2 => rounded(x - y),
+        3 => rounded(x * y),
+        4 => rounded(x.abs() + y),
+        5 => rounded(x.max(y)),
+        6 => rounded(x.min(y)),
         8 => {
             if x > y {
                 c

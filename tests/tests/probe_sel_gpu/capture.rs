@@ -89,7 +89,9 @@ fn the_backends_agree(#[values(8, 4)] query_pool: u32) {
     for head in 0..batch.hq {
         for row in 0..geometry.total_qb() {
             let other = cpu.lists.row(head, row);
-            assert_eq!(cuda.lists.row(head, row).len(), other.len(), "head {head}, row {row}");
+            // All of a tie are kept, and rounding makes and breaks ties.
+            let difference = cuda.lists.row(head, row).len().abs_diff(other.len());
+            assert!(difference <= 1, "head {head}, row {row}: {difference} blocks more or fewer");
             common += cuda.lists.row(head, row).iter().filter(|b| other.binary_search(b).is_ok()).count();
         }
     }
