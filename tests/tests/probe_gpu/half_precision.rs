@@ -19,10 +19,25 @@ fn same(got: f16, want: f16) -> bool {
     got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan() || got == want && got == f16::ZERO
 }
 
-/// Rounded once. (`f16::from_f64` looks at the upper half of the f64 only: what lies below must show in its last bit.)
+/// Rounded to f16 once, to nearest even. (`f16::from_f64` may round to f32 on the way.)
 fn rounded(x: f64) -> f16 {
-    let bits = x.to_bits();
-    f16::from_f64(f64::from_bits(bits | u64::from(bits as u32 != 0) << 32))
+    if !x.is_finite() || x == 0.0 {
+        return f16::from_f64(x);
+    }
+    // A unit of the last place: 2^-10 of the value's power of two, 2^-24 at least.
+    let unit = (x.abs().log2().floor().max(-14.0) - 10.0).exp2();
+    f16::from_f64((x / unit).round_ties_even() * unit)
+}
+
+#[test]
+fn the_model_rounds_once() {
+    // Just under a tie and just over one, by less than f32 can tell.
+    assert_eq!(rounded(1.94287109375 - 1e-12).to_bits(), 0x3fc5);
+    assert_eq!(rounded(134.0625 + 6e-8).to_bits(), 0x5831);
+    assert_eq!(
+        [rounded(134.0625), rounded(65519.9), rounded(65520.0), rounded(-2f64.powi(-25))].map(f16::to_bits),
+        [0x5830, 0x7bff, 0x7c00, 0x8000]
+    );
 }
 
 /// What each word of `probe_half` must be, for the operations that are exact up to one rounding.
