@@ -104,7 +104,9 @@ pub const MBARRIER_WORDS: usize = 3;
 /// Words that `probe_cp_async` writes per thread and round.
 pub const CP_ASYNC_WORDS: usize = 3;
 /// Words that `probe_math` writes per element.
-pub const MATH_WORDS: usize = 6;
+pub const MATH_WORDS: usize = 7;
+/// Words of each result of `probe_half`.
+pub const HALF_WORDS: usize = 15;
 
 const _: () = {
     assert!(core::mem::size_of::<ProbeParams>() == 48);

@@ -7,6 +7,7 @@ pub mod lists;
 pub mod probe;
 pub mod probe_copy;
 pub mod probe_cp_async;
+pub mod probe_half;
 pub mod probe_math;
 pub mod probe_rate;
 pub mod probe_select;

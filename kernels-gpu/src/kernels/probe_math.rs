@@ -59,7 +59,7 @@ pub unsafe extern "gpu-kernel" fn probe_cvt_bf16(p: ProbeParams) {
 
 /// Arithmetic. `a`, `b`, `c`: f32 `[count]`.
 ///
-/// `out`: f32 `[count, 6]`: 2^a, log2 a, 1/a, sqrt a, max(a, b), a b + c.
+/// `out`: f32 `[count, 7]`: 2^a, log2 a, 1/a, sqrt a, max(a, b), a b + c, min(a, b).
 ///
 /// # Safety
 /// Launched with 128 threads, one block, and buffers of the sizes above.
@@ -75,5 +75,6 @@ pub unsafe extern "gpu-kernel" fn probe_math(p: ProbeParams) {
         global::st_u32(word(p.out, at + 3), math::sqrt_rn(a).to_bits());
         global::st_u32(word(p.out, at + 4), math::fmax(a, b).to_bits());
         global::st_u32(word(p.out, at + 5), math::fma(a, b, c).to_bits());
+        global::st_u32(word(p.out, at + 6), math::fmin(a, b).to_bits());
     });
 }

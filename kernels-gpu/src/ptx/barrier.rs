@@ -57,26 +57,3 @@ pub unsafe fn any<const ID: u32, const THREADS: u32>(on: u32) -> bool {
     }
     result != 0
 }
-
-/// As [`sync`], the barrier's number in a register: for code that several roles run. It makes the block claim all sixteen.
-/// PTX: `bar.sync id, THREADS`. Called by whole, converged warps.
-///
-/// # Safety
-/// As [`sync`]; `id` is from 1 to 15, the same in all threads that meet.
-#[inline(always)]
-pub unsafe fn sync_at<const THREADS: u32>(id: u32) {
-    const { assert!(THREADS > 0 && THREADS.is_multiple_of(32)) };
-    // SAFETY: the caller's obligation.
-    unsafe { asm!("bar.sync {}, {};", in(reg32) id, const THREADS) };
-}
-
-/// As [`arrive`], the barrier's number in a register. PTX: `bar.arrive id, THREADS`. Called by whole, converged warps.
-///
-/// # Safety
-/// As [`arrive`]; `id` is from 1 to 15, the same in all threads that meet.
-#[inline(always)]
-pub unsafe fn arrive_at<const THREADS: u32>(id: u32) {
-    const { assert!(THREADS > 0 && THREADS.is_multiple_of(32)) };
-    // SAFETY: the caller's obligation.
-    unsafe { asm!("bar.arrive {}, {};", in(reg32) id, const THREADS) };
-}

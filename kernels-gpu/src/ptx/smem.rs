@@ -77,35 +77,6 @@ pub unsafe fn st_u32_if(at: SmemAddr, value: u32, on: u32) {
     }
 }
 
-/// Where `on` is not 0, stores 128 bits. PTX: `@p st.shared.v4.u32 [a], {v0, v1, v2, v3}`. Called by a thread, or by a warp
-/// with some lanes `on`.
-///
-/// # Safety
-/// As [`st_v4`], for the lanes that are `on`.
-#[inline(always)]
-pub unsafe fn st_v4_if(at: SmemAddr, value: [u32; 4], on: u32) {
-    let [a, b, c, d] = value;
-    // SAFETY: the caller's obligation.
-    unsafe {
-        asm!(
-            "{{ .reg .pred p; setp.ne.u32 p, {5}, 0; @p st.shared.v4.u32 [{4}], {{{0}, {1}, {2}, {3}}}; }}",
-            in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d, in(reg32) at.0, in(reg32) on
-        );
-    }
-}
-
-/// Where `on` is not 0, loads 32 bits; elsewhere `value` stays. PTX: `@p ld.shared.u32 d, [a]`. Called by any thread.
-///
-/// # Safety
-/// As [`ld_u32`], for the lanes that are `on`.
-#[inline(always)]
-pub unsafe fn ld_u32_if(at: SmemAddr, value: &mut u32, on: u32) {
-    // SAFETY: the caller's obligation.
-    unsafe {
-        asm!("{{ .reg .pred p; setp.ne.u32 p, {2}, 0; @p ld.shared.u32 {0}, [{1}]; }}", inout(reg32) *value, in(reg32) at.0, in(reg32) on);
-    }
-}
-
 /// Loads an f32. PTX: `ld.shared.f32 d, [a]`. Called by any thread.
 ///
 /// # Safety

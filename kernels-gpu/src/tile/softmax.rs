@@ -20,10 +20,6 @@ const fn both(bits: u32) -> u32 {
 }
 /// 2^7 is what a row's P is scaled to when its bias is set: 7.
 const TARGET: u32 = both(0x4700);
-/// 6 and 7 in f16.
-pub const FIRST_TARGET: u32 = 0x4600;
-/// See [`FIRST_TARGET`].
-pub const NEXT_TARGET: u32 = 0x4700;
 /// Logits up to 8.75 fit e4m3 (448 = 2^8.807).
 const HIGHEST: u32 = both(0x4860);
 /// The lowest score that counts as a maximum, -60,000: 65,504 would be the f16 limit.
@@ -74,7 +70,7 @@ impl OnlineSoftmax {
     /// # Safety
     /// Called by whole warps, converged.
     #[inline(always)]
-    pub unsafe fn advance<const TARGET: u32>(&mut self, s: &Scores) -> (u32, bool) {
+    pub unsafe fn advance(&mut self, s: &Scores) -> (u32, bool) {
         let old = self.bias;
         let own = lane_max(s);
         // SAFETY: forwarded from the caller.
@@ -84,7 +80,7 @@ impl OnlineSoftmax {
             if moved {
                 let highest = quad_max(own);
                 let logit = fma2(highest, self.scale, self.bias);
-                let bias = max2(fma2(highest ^ SIGNS, self.scale, both(TARGET)), BIAS_MAX ^ SIGNS);
+                let bias = max2(fma2(highest ^ SIGNS, self.scale, TARGET), BIAS_MAX ^ SIGNS);
                 let bias = sub2(sub2(bias, LOWER ^ SIGNS), LOWER);
                 self.bias = select_gt2(logit, HIGHEST, bias, self.bias);
                 self.bias32 = fma2(self.bias, SCALE, OFFSET);
@@ -96,21 +92,21 @@ impl OnlineSoftmax {
     /// Turns scores into P (not yet rounded to e4m3), in place. Three in eight of them by polynomial, in the issue slots that
     /// the other exponentials leave: those come out of their unit one in eight clocks.
     #[inline(always)]
-    pub fn exponentiate<const PART: usize>(&self, s: &mut Scores) {
+    pub fn exponentiate(&self, s: &mut Scores) {
         let (ka, kb) = (low2(self.scale), high2(self.scale));
         let (na, nb) = (low2(self.bias), high2(self.bias));
         let (pa, pb) = (low2(self.scale32), high2(self.scale32));
         let (qa, qb) = (low2(self.bias32), high2(self.bias32));
-        unroll!(I < 4 {
-            if POLYNOMIAL >> (8 * PART + 2 * I) & 1 != 0 {
-                s.0[8 * PART + 2 * I] = polynomial(fma2_sat(s.0[8 * PART + 2 * I], pa, qa));
+        unroll!(I < 8 {
+            if POLYNOMIAL >> (2 * I) & 1 != 0 {
+                s.0[2 * I] = polynomial(fma2_sat(s.0[2 * I], pa, qa));
             } else {
-                s.0[8 * PART + 2 * I] = ex2_2(fma2(s.0[8 * PART + 2 * I], ka, na));
+                s.0[2 * I] = ex2_2(fma2(s.0[2 * I], ka, na));
             }
-            if POLYNOMIAL >> (8 * PART + 2 * I + 1) & 1 != 0 {
-                s.0[8 * PART + 2 * I + 1] = polynomial(fma2_sat(s.0[8 * PART + 2 * I + 1], pb, qb));
+            if POLYNOMIAL >> (2 * I + 1) & 1 != 0 {
+                s.0[2 * I + 1] = polynomial(fma2_sat(s.0[2 * I + 1], pb, qb));
             } else {
-                s.0[8 * PART + 2 * I + 1] = ex2_2(fma2(s.0[8 * PART + 2 * I + 1], kb, nb));
+                s.0[2 * I + 1] = ex2_2(fma2(s.0[2 * I + 1], kb, nb));
             }
         });
     }

@@ -5,6 +5,7 @@
 
 mod copy;
 mod cp_async;
+mod half_precision;
 mod math;
 mod model;
 mod rates;

@@ -105,6 +105,8 @@ fn check_math(a: f32, b: f32, c: f32, got: &[f32]) {
     }
     let max = a.max(b);
     assert!(got[4] == max || got[4].is_nan() && max.is_nan(), "max, {what}");
+    let min = a.min(b);
+    assert!(got[6] == min || got[6].is_nan() && min.is_nan(), "min, {what}");
     let fused = a.mul_add(b, c);
     if [x, f64::from(b), f64::from(c), f64::from(fused)].into_iter().all(normal) {
         assert_eq!(got[5].to_bits(), fused.to_bits(), "fma, {what}");

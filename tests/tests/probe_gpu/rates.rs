@@ -38,7 +38,9 @@ fn no_instruction_was_optimised_away() {
             // A scheduler issues one instruction a clock, of whichever warp.
             assert!((f64::from(warps)..50.0).contains(&clocks), "{op:?}, {warps} warps: {clocks} clocks");
             assert_eq!(rate.clocks_per_wgmma.is_some(), warpgroups > 0, "{op:?}");
-            assert!(rate.clocks_per_wgmma.is_none_or(|c| (63.0..200.0).contains(&c)), "{op:?}: {rate:?}");
+            // No upper bound: two warps of multiply-adds a scheduler take the registers' ports before the products do, which
+            // then hardly get on (13,000 clocks each).
+            assert!(rate.clocks_per_wgmma.is_none_or(|c| c >= 63.0), "{op:?}: {rate:?}");
         }
     }
 }

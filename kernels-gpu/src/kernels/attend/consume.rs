@@ -1,0 +1,102 @@
+//! A consumer warpgroup: its 64 rows of every item, from the main loop to the output.
+
+use super::Shared;
+use super::walk::walk;
+use crate::abi::AttendParams;
+use crate::pipeline::key_scales::KeyScales;
+use crate::pipeline::ring::Cursor;
+use crate::pipeline::work::{Slot, item};
+use crate::ptx::{math, smem, special, warp};
+use crate::tile::epilogue::{RowPair, store_lse, store_rows};
+use crate::tile::mma::{Output, q_rows};
+use crate::tile::softmax::OnlineSoftmax;
+
+/// Bounds of a row's scale in f16.
+const LARGEST_SCALE: f32 = 60_000.0;
+const SMALLEST_SCALE: f32 = 1.0 / 16_777_216.0;
+const LN_2: f32 = core::f32::consts::LN_2;
+
+/// A consumer warpgroup, over all items of the block: 64 rows of each.
+///
+/// # Safety
+/// All threads of the warpgroup call it converged, on the host-checked parameters.
+#[inline(always)]
+pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, keys: S, wg: u32, thread: u32) {
+    let (mut k, mut stage) = (0, 0);
+    // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
+    unsafe {
+        while item(p, k).is_some() {
+            let at = Cursor::at(k);
+            let mut output = Output::zero();
+            let mut bias = [0.0; 2];
+            shared.ready.wait_full(at);
+            let count = warp::shfl_idx_u32(shared.slot(at).count() as u32, 0);
+            if count > 0 {
+                let row = tile_row(wg, thread);
+                let scales = shared.scales(at).offset(4 * row);
+                let scale = |at| math::fmax(math::fmin(smem::ld_f32(at), LARGEST_SCALE), SMALLEST_SCALE);
+                let (softmax_scale, keys) = keys.split([scale(scales), scale(scales.offset(32))]);
+                let mut softmax = OnlineSoftmax::new(softmax_scale);
+                let slot = shared.slot(at);
+                let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
+                walk(
+                    shared,
+                    keys,
+                    q_rows(shared.q_tile(at), wg),
+                    stage,
+                    count,
+                    thread,
+                    p.reserved as u32,
+                    limit,
+                    &mut output,
+                    &mut softmax,
+                );
+                bias = softmax.bias();
+                stage += count + 1;
+            }
+            write(p, shared.slot(at), &output, bias);
+            warp::sync();
+            shared.q.release(at, special::tid_x_again().is_multiple_of(32) as u32);
+            k += 1;
+        }
+    }
+}
+
+/// The thread's first row of the tile; its second is 8 below.
+#[inline(always)]
+fn tile_row(wg: u32, thread: u32) -> u32 {
+    wg * 64 + thread / 32 * 16 + thread % 32 / 4
+}
+
+/// Writes the thread's rows, and their log-sum-exp if asked for.
+///
+/// # Safety
+/// The slot is readable; the host checked `out` and `lse`.
+#[inline(always)]
+unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
+    let sum = output.sum;
+    // SAFETY: forwarded from the caller; valid rows lie inside `out` and `lse`.
+    unsafe {
+        // Read again rather than kept: every register that lives through the main loop would be a spill.
+        let tid = special::tid_x_again();
+        let row = tile_row(tid / 128 - 1, tid % 128) as i32;
+        let [tile_row, from, to] = slot.rows();
+        let (head, v_scale) = slot.head();
+        let valid = |row: i32| row >= from && row < to;
+        let rows = RowPair { first: (tile_row + row) as i64, valid: [valid(row), valid(row + 8)], token_stride: p.out_rows.token };
+        // A row that sees no key has sum 0: zeros, and a log-sum-exp of minus infinity.
+        let factor = |sum: f32| if sum > 0.0 { v_scale * math::rcp(sum) } else { 0.0 };
+        let out = p.out.wrapping_add((head as i64 * p.out_rows.head) as u64);
+        store_rows(output, [factor(sum[0]), factor(sum[1])], out, rows, tid % 32);
+        if p.lse != 0 && tid.is_multiple_of(4) {
+            let lse = [log_sum(sum[0], bias[0]), log_sum(sum[1], bias[1])];
+            store_lse(p.lse, p.hq as u32, head, rows, lse);
+        }
+    }
+}
+
+/// Natural log-sum-exp of a row from its sum of 2^(logit + bias); minus infinity for an empty sum.
+#[inline(always)]
+fn log_sum(sum: f32, bias: f32) -> f32 {
+    if sum > 0.0 { (math::lg2(sum) - bias) * LN_2 } else { f32::NEG_INFINITY }
+}

@@ -1,0 +1,128 @@
+//! The producer's side: K and V tiles into their ring, Q tiles prepared one item ahead.
+
+use super::{Shared, TILE};
+use crate::abi::AttendParams;
+use crate::config::attend::PREPARERS;
+use crate::config::{BLOCK, HEAD_DIM};
+use crate::pipeline::ring::Cursor;
+use crate::pipeline::work::{Item, Slot, item};
+use crate::ptx::tma::TensorMapPtr;
+use crate::ptx::{fence, math, mbarrier, smem, special, tma, warp};
+use crate::tile::shrink::shrink_row;
+
+/// The producer warp: K and V of all items of the block.
+#[inline(always)]
+pub(super) unsafe fn load(p: &AttendParams, shared: Shared, k_map: TensorMapPtr) {
+    let (mut k, mut stage) = (0, 0);
+    // SAFETY: as in `load_tiles`.
+    unsafe {
+        while let Some(n) = item(p, k) {
+            let work = Item::locate(p, n);
+            if work.count > 0 {
+                load_tiles(p, shared, &work, k_map, stage);
+                stage += work.count as u32 + 1;
+            }
+            k += 1;
+        }
+    }
+}
+
+/// Warps 1 and 2: brings every item's Q tile and what the consumers need to know of it, one item ahead of them; shrinks
+/// its rows, two a thread, so that their scores fit f16, and leaves each row's factor from such a score to a base-2 logit.
+#[inline(always)]
+pub(super) unsafe fn prepare(p: &AttendParams, shared: Shared, q_map: TensorMapPtr) {
+    let mut k = 0;
+    // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, is complete when its barrier says
+    // so, and nobody else touches it before `ready`. Rows outside the tensor are zero-filled by the copy engine.
+    unsafe {
+        while let Some(n) = item(p, k) {
+            let at = Cursor::at(k);
+            // Read again for every item: what hangs on the thread is cheaper to find anew than to keep in 40 registers.
+            let thread = special::tid_x_again() - 32;
+            if warp::shfl_idx_u32(thread, 0) == 0 {
+                let leader = (thread == 0) as u32;
+                let work = Item::locate(p, n);
+                let bytes = if work.count > 0 { TILE } else { 0 };
+                shared.q.wait_empty(at);
+                shared.slot(at).fill(p, &work, leader);
+                warp::sync();
+                mbarrier::expect_tx_if(shared.q.full(at), bytes, leader);
+                let any = leader & (work.count > 0) as u32;
+                tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], any);
+            }
+            shared.q.wait_full(at);
+            let mut row = thread;
+            while row < BLOCK as u32 {
+                let undo = shrink_row(shared.q_tile(at), row);
+                smem::st_f32(shared.scales(at).offset(4 * row), undo * row_scale(p, shared.slot(at), row as i32));
+                row += PREPARERS;
+            }
+            fence::proxy_async_shared();
+            mbarrier::arrive_if(shared.ready.full(at), 1);
+            k += 1;
+        }
+    }
+}
+
+/// From raw score to base-2 logit. Rows that are not the request's repeat a neighbour's.
+///
+/// # Safety
+/// The slot is readable; the K scale is per tensor or per head; rows from..to lie inside `q_scale`.
+#[inline(always)]
+unsafe fn row_scale(p: &AttendParams, slot: Slot, row: i32) -> f32 {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let ([tile_row, from, to], (head, _)) = (slot.rows(), slot.head());
+        core::hint::assert_unchecked(p.group > 0);
+        let k = *(p.k_scale as *const f32).offset((head / p.group * math::here(p.k_scale_stride)) as isize) * p.softmax_scale_log2;
+        let row = if row < from { from } else { row };
+        let row = if row < to { row } else { to - 1 };
+        let at = (tile_row + row) as u32 as i64 * math::here(p.hq) as u32 as i64 + head as u32 as i64;
+        *(p.q_scale as *const f32).offset(at as isize) * k
+    }
+}
+
+/// K boxes and a V tile for every key block of an item, into the ring from position `stage` on: K of the first block, then
+/// V of each block with K of the next, then V of the last. Lane n carries box n of a K tile.
+#[inline(always)]
+unsafe fn load_tiles(p: &AttendParams, shared: Shared, item: &Item, k_map: TensorMapPtr, stage: u32) {
+    let lane = special::tid_x_again();
+    let leader = (lane == 0) as u32;
+    let page_log2 = math::here(p.page_size_log2) as u32;
+    let box_log2 = if page_log2 < 7 { page_log2 } else { 7 };
+    let boxes = (BLOCK as u32) >> box_log2;
+    let carries = (lane < boxes) as u32;
+    // Lanes without a box repeat the first one's address arithmetic and issue nothing.
+    let my_box = if lane < boxes { lane } else { 0 };
+    let table = p.page_table + (item.row.request as u32 as i64 * p.table_stride as u32 as i64 * 4) as u64;
+    let tile_stride = math::here(p.hkv) as u32 as i64 * TILE as i64;
+    let v_tiles = p.v_tiles + (item.request.kb_start as u32 as i64 * tile_stride + item.kv_head as u32 as i64 * TILE as i64) as u64;
+    let (mut i, mut before) = (0, 0);
+    // SAFETY: barriers are initialised; every stage is waited for before it is overwritten; addresses come from arrays
+    // whose extents the host checked; rows outside a tensor are zero-filled by the copy engine.
+    unsafe {
+        while i <= item.count {
+            let at = Cursor::at(stage + i as u32);
+            let more = (i < item.count) as u32;
+            let j = if more != 0 { item.key_block(i) } else { before };
+            // A box past the last token repeats the block's first page; its keys are masked.
+            let token = j * BLOCK as i32 + ((my_box << box_log2) as i32);
+            let token = if token < item.request.kv_len { token } else { j * BLOCK as i32 };
+            let page = *(table as *const i32).offset((token >> page_log2) as isize);
+            let in_page = token & ((1 << page_log2) - 1);
+            shared.kv.wait_empty(at);
+            mbarrier::expect_tx_if(shared.kv.full(at), if (i > 0) & (more != 0) { 2 * TILE } else { TILE }, leader);
+            let rows = shared.k_tile(at).offset((my_box * HEAD_DIM as u32) << box_log2);
+            tma::load_4d_if(rows, k_map, shared.kv.full(at), [0, in_page, item.kv_head, page], carries & more);
+            tma::bulk_load_if(
+                shared.v_tile(at),
+                v_tiles.wrapping_add((before as u32 as i64 * tile_stride) as u64),
+                TILE,
+                shared.kv.full(at),
+                leader & (i > 0) as u32,
+            );
+            before = j;
+            i += 1;
+        }
+    }
+}
