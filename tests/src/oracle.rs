@@ -29,13 +29,13 @@ const SUBNORMAL: f64 = 1.0 / (1 << 16) as f64;
 /// Relative error of P before that rounding. The argument of the polynomial is rounded to f16 and multiplied by 32: 2^-7 in the
 /// exponent, 2^-7.5 in P; the parabola adds 2^-9.2. What `ex2` and its argument cost is less: 2^-9.9 and 2^-8 ln 2.
 const EXPONENTIAL: f64 = 1.0 / 128.0;
-/// A logit's error as a share of the sums on its way. The f16 accumulator is rounded after each of the four steps of a product
-/// of 128 (2^-11 each), its sums of 32 are cut to about 14 bits (eight steps of 2^-13 bound what captures show), and the row's
+/// A logit's error as a share of the sums on its way. The f16 accumulator is cut after each of the four steps of a product of
+/// 128 (2^-10 each at worst), its sums of 32 have about 14 bits (eight steps of 2^-13 bound what captures show), and the row's
 /// scale is an f16 (2^-11).
-const CUT: f64 = 5.0 / 2048.0 + 8.0 / 8192.0;
+const CUT: f64 = 4.0 / 1024.0 + 1.0 / 2048.0 + 8.0 / 8192.0;
 /// The same for P V and the row sums: f32 accumulators that the tensor core cuts to about 14 bits, towards zero, in each of the
-/// 16 steps between flushes.
-const PRODUCT_CUT: f64 = 16.0 / 8192.0;
+/// eight steps between flushes (`config::attend::FLUSH_TILES`: two blocks of four).
+const PRODUCT_CUT: f64 = 8.0 / 8192.0;
 /// What the absolute codes of a row of q may sum to before its rows are shrunk (`tile::shrink`), less what decides between
 /// two powers of two.
 const LARGEST_SUM: f32 = 0.98 * 137.0;

@@ -78,8 +78,8 @@ pub fn examine(ptxas: &Path, file: &Path) -> Result<(BTreeMap<String, EntryFacts
     Ok((facts::of(&module), ptxas::assemble(ptxas, file)?))
 }
 
-/// Kernels that may spill, and how many bytes out and in together: words that are stored and loaded once a strip,
-/// outside the loops over tiles.
+/// Kernels that may spill, and how many bytes out and in together. `select_stem`: an address that is stored once and loaded once
+/// a strip of 32 query blocks; every way to keep it in registers spills inside the loop over groups instead.
 const SPILLS: &[(&str, u32)] = &[("select_stem", 16)];
 
 /// What is wrong with the entries of one file, apart from instruction counts.

@@ -40,7 +40,7 @@ fn selection_is_sparse_on_a_long_prompt_and_its_mask_gives_the_same_output_again
 }
 
 #[test]
-fn the_probe_selector_keeps_as_many_blocks_and_others() {
+fn the_probe_selector_keeps_other_blocks_within_the_same_budgets() {
     let (tokens, kv) = (600, 57 * 128);
     let file = fp8_file(tokens, kv);
     let [stem, probe, fine] = ["stem", "probe", "probe-fine"].map(|selector| {
@@ -51,7 +51,12 @@ fn the_probe_selector_keeps_as_many_blocks_and_others() {
         check_output(&tensors, tokens, kv);
         tensors
     });
-    assert!(stem[2] == probe[2] && probe[2] == fine[2], "budgets are the preset's");
+    let counts = |tensors: &[(Vec<usize>, Vec<u8>); 3]| -> Vec<i32> {
+        tensors[2].1.as_chunks::<4>().0.iter().map(|count| i32::from_le_bytes(*count)).collect()
+    };
+    // Sinks and window come on top where they are not among the best.
+    let near = |a: &_, b: &_| counts(a).into_iter().zip(counts(b)).all(|(a, b)| a.abs_diff(b) <= 8);
+    assert!(near(&stem, &probe) && near(&probe, &fine), "budgets are the preset's");
     assert!(stem[1] != probe[1] && probe[1] != fine[1], "the blocks are the selector's");
 }
 
