@@ -75,6 +75,16 @@ pub struct LengthError {
     pub date: String,
 }
 
+/// Attention's error at one length, as its test measures it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TestError {
+    pub backend: String,
+    pub data: String,
+    pub tokens: u64,
+    pub relative_error: f64,
+    pub date: String,
+}
+
 /// All records of a folder.
 #[derive(Clone, Debug, Default)]
 pub struct Records {
@@ -82,6 +92,7 @@ pub struct Records {
     pub fidelity: Vec<Fidelity>,
     pub masks: Vec<Mask>,
     pub length_errors: Vec<LengthError>,
+    pub test_errors: Vec<TestError>,
 }
 
 impl Records {
@@ -119,6 +130,7 @@ impl Records {
                     "fidelity" => self.fidelity.push(serde_json::from_value(value)?),
                     "mask" => self.masks.push(serde_json::from_value(value)?),
                     "length_error" => self.length_errors.push(serde_json::from_value(value)?),
+                    "attend_error" => self.test_errors.push(serde_json::from_value(value)?),
                     _ => self.speed.push(serde_json::from_value(value)?),
                 }
                 Ok(())

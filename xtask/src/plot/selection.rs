@@ -113,7 +113,7 @@ pub fn sources(records: &Records) -> Option<Result<String>> {
     })
 }
 
-/// Error of dense attention against f64 on the same FP8 values, by length: captures, and random data of `stem bench`.
+/// Error of dense attention against f64 on the same FP8 values, by length: captures, and random data.
 pub fn error_by_length(records: &Records) -> Option<Result<String>> {
     let mut found: Vec<(String, u64, f64, &str)> = Vec::new();
     let mut add = |name: String, tokens: u64, error: f64, date| match found.iter_mut().find(|f| f.0 == name && f.1 == tokens) {
@@ -125,9 +125,18 @@ pub fn error_by_length(records: &Records) -> Option<Result<String>> {
         let capture = r.capture.trim_end_matches(".safetensors").trim_start_matches("qkv_");
         add(format!("{capture}, head {}", r.head), r.tokens, r.error, &r.date);
     }
+    for r in records.test_errors.iter().filter(|r| r.backend == "cuda") {
+        let name = match r.data.as_str() {
+            "random" => "N(0, 1), last rows".into(),
+            "random, Q / sqrt(128)" => "Q / sqrt(128), last rows".into(),
+            "random, whole prompt" => "Q / sqrt(128), all rows".into(),
+            data => data.replace(".safetensors", "").replace("qkv_", ""),
+        };
+        add(name, r.tokens, r.relative_error, &r.date);
+    }
     for r in records.standard().into_iter().filter(|r| r.bench == "attend" && r.peer.is_none() && r.preset.as_deref() == Some("dense")) {
         if let Some(error) = r.error {
-            add("N(0, 1) data".into(), r.seq, error, r.date.as_deref().unwrap_or_default());
+            add("N(0, 1), rows of all the prompt (bench)".into(), r.seq, error, r.date.as_deref().unwrap_or_default());
         }
     }
     found.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
