@@ -36,12 +36,17 @@ pub mod attend {
     /// Registers a producer thread keeps: addresses, and the look-ups of the item that comes next.
     pub const PRODUCER_REGS: u32 = 56;
     /// Registers a consumer thread gets: 2 x 16 packed scores, 8 packed P, 68 fresh accumulator, 66 output; the rest lets
-    /// exponentials of many scores be under way at once. 128 * 56 + 256 * 224 = 64,512, what 384 threads of 168 registers are
-    /// launched with: `setmaxnreg` can only share that out, and waits for ever for more.
+    /// exponentials of many scores be under way at once.
     pub const CONSUMER_REGS: u32 = 224;
+    /// Registers a thread is launched with: a multiple of eight of which 384 threads fit in the 65,536 of a multiprocessor.
+    pub const LAUNCH_REGS: u32 = 168;
+    // What the roles take in all must be what the block was launched with, or `setmaxnreg` waits for ever.
+    const _: () = assert!(128 * (PRODUCER_REGS + CONSUMERS * CONSUMER_REGS) <= THREADS * LAUNCH_REGS);
     /// Tiles between flushes of the FP8 accumulator into f32. With 4 the error on the captures is 4 to 6 % larger, and over the
     /// bound; the speed is the same within the noise.
     pub const FLUSH_TILES: u32 = 2;
+    // The product starts anew in the tile after a flush: `walk` tells the two apart by their number.
+    const _: () = assert!(FLUSH_TILES >= 2);
     /// Threads that prepare Q tiles: warps 1 and 2 of the producer's warpgroup, two rows each.
     pub const PREPARERS: u32 = 64;
 
@@ -132,6 +137,8 @@ pub mod select {
     pub const CHUNK: u32 = CONSUMERS * TILE;
     /// Threads of the consumers.
     pub const CONSUMER_THREADS: u32 = CONSUMERS * 128;
+    /// The named barrier at which they meet. 0 is that of the whole block.
+    pub const CONSUMER_BARRIER: u32 = 1;
     /// Warps of the consumers.
     pub const CONSUMER_WARPS: u32 = CONSUMER_THREADS / 32;
     /// Threads that sum queries: 16 rows of 8 chunks at a time.
@@ -224,6 +231,8 @@ pub mod probe_sel {
     pub const GROUPS: u32 = 64 * CONSUMERS;
     /// Threads that consume.
     pub const CONSUMER_THREADS: u32 = 128 * CONSUMERS;
+    /// The named barrier at which they meet. 0 is that of the whole block.
+    pub const CONSUMER_BARRIER: u32 = 1;
     /// Threads of a block: the consumers and a producer warpgroup, of which one warp works.
     pub const THREADS: u32 = CONSUMER_THREADS + 128;
     /// Registers a producer thread keeps. Five warps a scheduler start with 96 each: 480 to share out.

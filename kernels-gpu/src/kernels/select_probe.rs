@@ -9,15 +9,15 @@
 use crate::abi::{QueryBlock, Request, SelectProbeParams};
 use crate::config::HEAD_DIM;
 use crate::config::probe_sel::{
-    CONSUMER_REGS, CONSUMER_THREADS, CONSUMERS, GROUPS, KEY_POOL, KEY_TILE_BYTES, LEAST_SCALE, PART_GROUPS, PRODUCER_REGS, STAGES,
-    TILE_BLOCKS, smem as map,
+    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMERS, GROUPS, KEY_POOL, KEY_TILE_BYTES, LEAST_SCALE, PART_GROUPS,
+    PRODUCER_REGS, STAGES, TILE_BLOCKS, smem as map,
 };
 use crate::layout::pages::{clamped, is_new, new_token, position};
 use crate::layout::probe_sel::{first_tile, strip_blocks_log2};
 use crate::layout::select::{Row, Rule};
 use crate::layout::{descriptor_k128, swizzle_128};
 use crate::pipeline::ring::{Cursor, Ring};
-use crate::ptx::{SmemAddr, barrier, cvt, fence, global, math, mbarrier, regs, smem, special, tma, warp, wgmma, wgmma_f16};
+use crate::ptx::{SmemAddr, barrier, cvt, fence, global, math, mbarrier, regs, smem, special, tma, warp, wgmma};
 use crate::tile::pages::load_or_zero;
 use crate::tile::probe_sel::{Groups, corrected, masked_maxima, maxima};
 use crate::tile::sums::GroupSum;
@@ -128,10 +128,10 @@ unsafe fn probe(p: &SelectProbeParams) {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
             pool(p, &strip, shared, warp, thread % 32);
             fence::proxy_async_shared();
-            barrier::sync::<1, CONSUMER_THREADS>();
+            barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
             consume(p, &strip, shared, ring, warp, thread % 32);
             // The score rows and what was seen, of all warps.
-            barrier::sync::<1, CONSUMER_THREADS>();
+            barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
             // Looked up again: registers are short while tiles go by.
             let Some(strip) = Strip::locate(p) else { return };
             finish(p, &strip, shared, warp, thread % 32);
@@ -266,13 +266,13 @@ unsafe fn multiply(acc: &mut [u32; 64], queries: SmemAddr, shared: SmemAddr, rin
         let q = descriptor_k128(queries.0);
         let k = descriptor_k128(shared.0 + map::KEYS + at.stage() * KEY_TILE);
         wgmma::fence();
-        wgmma_f16::e4m3_m64n256k32_ss::<0>(acc, q, k);
-        wgmma_f16::e4m3_m64n256k32_ss::<1>(acc, q + 2, k + 2);
-        wgmma_f16::e4m3_m64n256k32_ss::<1>(acc, q + 4, k + 4);
-        wgmma_f16::e4m3_m64n256k32_ss::<1>(acc, q + 6, k + 6);
+        wgmma::e4m3_f16_m64n256k32_ss(acc, q, k, 0);
+        wgmma::e4m3_f16_m64n256k32_ss(acc, q + 2, k + 2, 1);
+        wgmma::e4m3_f16_m64n256k32_ss(acc, q + 4, k + 4, 1);
+        wgmma::e4m3_f16_m64n256k32_ss(acc, q + 6, k + 6, 1);
         wgmma::commit();
         wgmma::wait::<0>();
-        wgmma_f16::keep(acc);
+        wgmma::keep(acc);
         ring.release(at, leader);
     }
 }

@@ -9,8 +9,8 @@
 
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, ROWS, SPAN, STAGES, STEP, STEPS, SUM_REGS, SUM_STAGES,
-    SUM_THREADS, TILE, TILE_BYTES,
+    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, ROWS, SPAN, STAGES, STEP, STEPS, SUM_REGS,
+    SUM_STAGES, SUM_THREADS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
@@ -203,8 +203,8 @@ unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
                 // Again for every span: the statistics would take registers that the products need.
                 let thread = special::tid_x_again();
                 ValueTerm::new(p, &strip, shared.moments(), thread).write(span, shared.bias(), thread);
-                consumer.score(p, shared, span, &mut at, || barrier::sync::<1, CONSUMER_THREADS>());
-                barrier::sync::<1, CONSUMER_THREADS>();
+                consumer.score(p, shared, span, &mut at, || barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>());
+                barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
                 // As above: looked up again rather than kept.
                 let strip = strips.current();
                 copy_out(p, shared, &strip, strip.span(first));

@@ -1,5 +1,6 @@
 //! Packed f16 arithmetic: two values in a `u32`, the first in the low bits. Subnormals count.
 
+use super::int::prmt;
 use super::pure32;
 
 /// `a * b + c` of both halves, with one rounding each. PTX: `fma.rn.f16x2 d, a, b, c`. Called by any thread.
@@ -82,16 +83,16 @@ pub fn high2(a: u32) -> u32 {
     pure32!(u32, "{{ .reg .b16 l, h; mov.b32 {{l, h}}, {1}; mov.b32 {0}, {{h, h}}; }}", a)
 }
 
-/// The low halves of `a` and `b`. PTX: `prmt.b32 d, a, b, 0x5410`. Called by any thread.
+/// The low halves of `a` and `b`. PTX: [`prmt`]. Called by any thread.
 #[inline(always)]
 pub fn lows(a: u32, b: u32) -> u32 {
-    pure32!(u32, "prmt.b32 {}, {}, {}, 0x5410;", a, b)
+    prmt(a, b, 0x5410)
 }
 
-/// The high halves of `a` and `b`. PTX: `prmt.b32 d, a, b, 0x7632`. Called by any thread.
+/// The high halves of `a` and `b`. PTX: [`prmt`]. Called by any thread.
 #[inline(always)]
 pub fn highs(a: u32, b: u32) -> u32 {
-    pure32!(u32, "prmt.b32 {}, {}, {}, 0x7632;", a, b)
+    prmt(a, b, 0x7632)
 }
 
 /// Four f16 as e4m3 codes; bytes 0 and 1 are `a`'s. Rounds to nearest even, saturates to +-448; NaN gives 0x7f.

@@ -27,7 +27,6 @@ pub mod special;
 pub mod tma;
 pub mod warp;
 pub mod wgmma;
-pub mod wgmma_f16;
 
 /// A byte address in the shared memory of the block (the 32-bit shared window).
 #[derive(Clone, Copy, PartialEq, Eq)]

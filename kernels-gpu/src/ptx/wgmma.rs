@@ -1,4 +1,4 @@
-//! Matrix products of a warpgroup (`wgmma`): 64 rows, f32 accumulators spread over the registers of 128 threads.
+//! Matrix products of a warpgroup (`wgmma`): 64 rows, accumulators in f32 or packed f16 spread over the registers of 128 threads.
 //!
 //! Order of a product: [`fence`], any number of products, [`commit`], [`wait`], [`keep`], then read the accumulator.
 //! Which element register i of a thread holds: [`crate::layout::accumulator_row`], [`crate::layout::accumulator_col`].
@@ -42,7 +42,7 @@ pub unsafe fn wait<const N: u32>() {
     unsafe { asm!("wgmma.wait_group.sync.aligned {};", const N) };
 }
 
-/// Accumulator registers of one thread: `[f32; 16]` for N = 32, `[u32; 16]` for N = 64 of packed f16, `[f32; 64]` for N = 128, `[f32; 68]` for N = 136.
+/// Accumulator registers of one thread: N / 2 of f32, N / 4 of packed f16.
 pub trait Accumulator {
     /// See [`keep`].
     fn keep(&mut self);
@@ -93,6 +93,7 @@ macro_rules! keep_impl {
 }
 with_indices!(16, keep_impl(u32, 16));
 with_indices!(16, keep_impl(f32, 16));
+with_indices!(64, keep_impl(u32, 64));
 with_indices!(64, keep_impl(f32, 64));
 with_indices!(68, keep_impl(f32, 68));
 
@@ -185,6 +186,23 @@ with_indices!(
         u32,
         16,
         "wgmma.mma_async.sync.aligned.m64n64k32.f16.e4m3.e4m3",
+        "1, 1"
+    )
+);
+with_indices!(
+    64,
+    product_ss(
+        /// D (64 x 256, f16) = A (64 x 32, e4m3, shared) * B^T (256 x 32, e4m3, shared) + D where `scale_d` is not 0. Accumulators
+        /// packed as in [`e4m3_f16_m64n64k32_ss`].
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n256k32.f16.e4m3.e4m3 d, a-desc, b-desc, p, 1, 1`. Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_ss`].
+        e4m3_f16_m64n256k32_ss,
+        u32,
+        64,
+        "wgmma.mma_async.sync.aligned.m64n256k32.f16.e4m3.e4m3",
         "1, 1"
     )
 );

@@ -6,7 +6,7 @@ use super::strip::{Span, Strip};
 use crate::abi::SelectParams;
 use crate::config::RUNS;
 use crate::config::select::smem::MOMENT_BYTES;
-use crate::config::select::{CONSUMER_THREADS, CONSUMER_WARPS};
+use crate::config::select::{CONSUMER_BARRIER, CONSUMER_THREADS, CONSUMER_WARPS};
 use crate::layout::pages::{clamped, counted_runs};
 use crate::ptx::{SmemAddr, barrier, math, smem, warp};
 use crate::unroll;
@@ -143,7 +143,7 @@ impl ValueTerm {
             let norms = (p.run_norms as *const f32).offset(first as isize);
             let own = Moments::of(norms, counted, thread as i32, CONSUMER_THREADS as i32).of_lanes();
             own.store_if(scratch.offset(thread / 32 * MOMENT_BYTES), thread.is_multiple_of(32) as u32);
-            barrier::sync::<1, CONSUMER_THREADS>();
+            barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
             let lane = thread % 32;
             let mut all = Moments::load(scratch.offset(lane % CONSUMER_WARPS * MOMENT_BYTES));
             // The upper lanes hold copies, which count for nothing.

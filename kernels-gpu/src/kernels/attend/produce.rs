@@ -37,7 +37,7 @@ pub(super) unsafe fn prepare(p: &AttendParams, shared: Shared, q_map: TensorMapP
     unsafe {
         while let Some(n) = item(p, k) {
             let at = Cursor::at(k);
-            // Read again for every item: what hangs on the thread is cheaper to find anew than to keep in 40 registers.
+            // Read again for every item: what hangs on the thread is cheaper to find anew than to keep in a register.
             let thread = special::tid_x_again() - 32;
             if warp::shfl_idx_u32(thread, 0) == 0 {
                 let leader = (thread == 0) as u32;
