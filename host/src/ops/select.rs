@@ -28,6 +28,14 @@ impl Lists {
         self.lists.require("lists", &[hq, total_qb, self.stride])?;
         self.counts.require("counts", &[hq, total_qb])
     }
+
+    /// Checks that the longest list of a batch fits: for kernels that write lists.
+    pub(super) fn require_room(&self, geometry: &Geometry) -> Result<()> {
+        if self.stride < geometry.list_stride {
+            return Err(Error::shape("lists", format!("room for {} blocks", geometry.list_stride), self.stride));
+        }
+        Ok(())
+    }
 }
 
 /// Buffers of [`select`].
@@ -125,9 +133,7 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
     args.k_sums.require_vectors("k_sums", &[hkv, total_kb, SUM_LEN])?;
     args.run_norms.require_vectors("run_norms", &[hkv, total_kb, RUNS])?;
     args.lists.check(at)?;
-    if args.lists.stride < geometry.list_stride {
-        return Err(Error::shape("lists", format!("room for {} blocks", geometry.list_stride), args.lists.stride));
-    }
+    args.lists.require_room(geometry)?;
     let (scores, score_stride, scratch) = args.scores.check(geometry, hq)?;
     let shape = Shape::of(geometry, hq, at.heads.group(), at.kernels.sm_count(), scratch);
     if shape.blocks == 0 {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::kv::TokenScaleLayout;
 use float8::F8E4M3;
-use stem_attn_kernels::abi::{KeyBlock, ProbeMeansParams, QueryBlock, SelectProbeParams};
+use stem_attn_kernels::abi::{ProbeMeansParams, SelectProbeParams};
 use stem_attn_kernels::config::probe_sel::{KEY_TILE_BYTES, MAX_BLOCKS};
 use stem_attn_kernels::layout::probe_sel::{strips, tiles};
 
@@ -61,10 +61,7 @@ pub fn probe_means(at: &Launcher<'_>, args: &ProbeMeans) -> Result<()> {
     ProbeConfig::require_head_scales(args.kv.desc.k_token_scales != TokenScaleLayout::None)?;
     let extents = key_tiles(geometry, hkv);
     args.k_tiles.require_vectors("k_tiles", &extents)?;
-    let (blocks, block_stride, count) = match args.blocks {
-        Blocks::All => (at.geometry.key_blocks().address(), size_of::<KeyBlock>(), geometry.total_kb()),
-        Blocks::New => (at.geometry.query_blocks().address(), size_of::<QueryBlock>(), geometry.total_qb()),
-    };
+    let (blocks, block_stride, count) = args.blocks.table(at);
     let params = ProbeMeansParams {
         k_pages: args.kv.k_pages.address(),
         page_table: args.kv.table.address(),
@@ -114,9 +111,7 @@ pub fn probe(at: &Launcher<'_>, args: &Probe, probe: &ProbeConfig, config: &Stem
     let geometry = at.geometry.host();
     require(geometry, probe)?;
     let (hq, hkv, total_qb) = (at.heads.hq, at.heads.hkv, geometry.total_qb());
-    if args.lists.stride < geometry.list_stride {
-        return Err(Error::shape("lists", format!("room for {} blocks", geometry.list_stride), args.lists.stride));
-    }
+    args.lists.require_room(geometry)?;
     args.lists.check(at)?;
     let q_rows = args.q.require_rows("q", args.q_rows, geometry.total_q, hq)?;
     args.q_scale.require("q_scale", &[geometry.total_q, hq])?;

@@ -34,6 +34,17 @@ pub enum Blocks {
     New,
 }
 
+impl Blocks {
+    /// The table that names the blocks: its address, the bytes of an entry, and how many it has.
+    pub(super) fn table(self, at: &Launcher<'_>) -> (u64, usize, usize) {
+        let geometry = at.geometry.host();
+        match self {
+            Self::All => (at.geometry.key_blocks().address(), size_of::<KeyBlock>(), geometry.total_kb()),
+            Self::New => (at.geometry.query_blocks().address(), size_of::<QueryBlock>(), geometry.total_qb()),
+        }
+    }
+}
+
 /// Summarises key blocks of the batch. Room that a request has for the rest of its prompt stays as it is.
 ///
 /// # Errors
@@ -51,10 +62,7 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
     if let Some(run_norms) = &args.run_norms {
         run_norms.require("run_norms", &[hkv, total_kb, RUNS])?;
     }
-    let (blocks, block_stride, count) = match args.blocks {
-        Blocks::All => (at.geometry.key_blocks().address(), size_of::<KeyBlock>(), total_kb),
-        Blocks::New => (at.geometry.query_blocks().address(), size_of::<QueryBlock>(), geometry.total_qb()),
-    };
+    let (blocks, block_stride, count) = args.blocks.table(at);
     let params = SummarizeKvParams {
         k_pages: args.kv.k_pages.address(),
         v_pages: args.kv.v_pages.address(),

@@ -118,6 +118,14 @@ pub struct Figure {
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 impl Figure {
+    /// A figure of one panel of `size`, drawn.
+    ///
+    /// # Errors
+    /// As [`Figure::draw`].
+    pub fn single(title: &str, subtitle: String, size: (u32, u32), panel: Panel) -> Result<String> {
+        Self { title: title.into(), subtitle, columns: 1, panel: size, panels: vec![panel] }.draw()
+    }
+
     /// The figure as SVG text.
     ///
     /// # Errors

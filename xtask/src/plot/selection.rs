@@ -160,6 +160,6 @@ pub fn error_by_length(records: &Records) -> Option<Result<String>> {
             series,
         };
         let subtitle = format!("{}; against f64 attention on the same FP8 values, sampled rows", records.gpu().unwrap_or_default());
-        Figure { title: "Attention: error by length".into(), subtitle, columns: 1, panel: (860, 360), panels: vec![panel] }.draw()
+        Figure::single("Attention: error by length", subtitle, (860, 360), panel)
     })
 }

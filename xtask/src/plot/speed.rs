@@ -149,14 +149,7 @@ pub fn cost_of_skipping(records: &Records) -> Option<Result<String>> {
             y: linear("time / (share kept x dense time)", 0.8, high, 6, |x| format!("{x:.2}")),
             series,
         };
-        let figure = Figure {
-            title: "Attention: cost of skipping".into(),
-            subtitle: subtitle(records),
-            columns: 1,
-            panel: (860, 380),
-            panels: vec![panel],
-        };
-        figure.draw()
+        Figure::single("Attention: cost of skipping", subtitle(records), (860, 380), panel)
     })
 }
 
@@ -220,12 +213,5 @@ pub fn roofline(records: &Records) -> Option<Result<String>> {
         y: Axis { high: 3.4, ..decades("TFLOP/s of selected pairs", 1.0, 3.0, power_of_ten) },
         series,
     };
-    let figure = Figure {
-        title: "Attention under its roofs".into(),
-        subtitle: subtitle(records),
-        columns: 1,
-        panel: (900, 440),
-        panels: vec![panel],
-    };
-    Some(figure.draw())
+    Some(Figure::single("Attention under its roofs", subtitle(records), (900, 440), panel))
 }
