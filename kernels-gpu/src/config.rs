@@ -149,7 +149,7 @@ pub mod select {
     pub const LAUNCH_REGS: u32 = 80;
     /// Registers of a consumer: 64 accumulators, or the 32 keys of a row in top-k, and bookkeeping.
     pub const CONSUMER_REGS: u32 = 96;
-    /// Registers of a thread that sums: 40 words in flight, eight sums, addresses.
+    /// Registers of a thread that sums: 40 words of a group, eight sums, addresses.
     pub const SUM_REGS: u32 = 72;
     /// Registers of a thread of the copying warpgroup.
     pub const COPY_REGS: u32 = 24;
@@ -166,28 +166,40 @@ pub mod select {
     /// Bytes of one step of the query sums.
     pub const SUM_BYTES: u32 = ROWS * STEP * 2;
     /// Stages of key sums: what is in flight hides the L2 latency and what the blocks of a cluster drift apart.
-    pub const STAGES: u32 = 5;
+    pub const STAGES: u32 = 4;
     /// Groups of query sums made ahead. They go into the groups of a block twice a power of two: every span finds the ring as the
     /// first one did.
-    pub const SUM_STAGES: u32 = 4;
+    pub const SUM_STAGES: u32 = 2;
     const _: () = assert!((super::GROUPS as u32).is_multiple_of(2 * SUM_STAGES));
+    /// Rows of queries that are summed at a time.
+    pub const QUERY_ROWS: u32 = SUM_THREADS / 8;
+    /// Stages of queries, one group of [`QUERY_ROWS`] rows each: what is in flight from device memory. 64 KiB a multiprocessor
+    /// cover 1.9 us at the full rate of the memory.
+    pub const QUERY_STAGES: u32 = 4;
+    /// Bytes of the codes of a stage: eight tokens of every row.
+    pub const QUERY_CODES: u32 = QUERY_ROWS * 8 * HEAD_DIM as u32;
+    /// Bytes of a stage: the codes, then the tokens' scales.
+    pub const QUERY_BYTES: u32 = QUERY_CODES + QUERY_ROWS * 8 * 4;
+    const _: () = assert!(QUERY_STAGES.is_power_of_two() && (super::GROUPS as u32).is_multiple_of(QUERY_STAGES));
     /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
     pub const PITCH: u32 = SPAN + 4;
 
     /// Where things lie in dynamic shared memory.
     pub mod smem {
-        use super::{CHUNK, CONSUMER_WARPS, PITCH, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES};
+        use super::{CHUNK, CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES};
         /// Stages of key sums.
         pub const RING: u32 = 0;
         /// Bytes of one.
         pub const STAGE_BYTES: u32 = CHUNK * STEP * 2;
         /// Scores of the strip, over the ring: its stages are empty when the accumulators are complete.
         pub const SCORES: u32 = RING;
-        const _: () = assert!(ROWS * PITCH * 4 <= STAGES * STAGE_BYTES);
-        /// Groups of query sums.
-        pub const SUMS: u32 = RING + STAGES * STAGE_BYTES;
+        /// Groups of query sums, behind the ring and the scores, which are a little longer; aligned for the swizzle.
+        pub const SUMS: u32 = (SCORES + ROWS * PITCH * 4).next_multiple_of(1024);
+        const _: () = assert!(RING + STAGES * STAGE_BYTES <= SUMS);
+        /// Stages of queries.
+        pub const QUERIES: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
         /// Value terms of the span.
-        pub const BIAS: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
+        pub const BIAS: u32 = QUERIES + QUERY_STAGES * QUERY_BYTES;
         /// Moments of the value norms, one entry a consumer warp.
         pub const MOMENTS: u32 = BIAS + SPAN * 4;
         /// Bytes of an entry: count, mean and sum of squares in f64, and padding.
@@ -196,8 +208,10 @@ pub mod select {
         pub const RING_BARRIERS: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
         /// Barriers of the query sums.
         pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * STAGES;
+        /// Barriers that complete when a group of query sums is written, one a stage.
+        pub const WRITTEN: u32 = SUM_BARRIERS + 16 * SUM_STAGES;
         /// Barrier that completes when the consumers are done with the scores.
-        pub const DONE: u32 = SUM_BARRIERS + 16 * SUM_STAGES;
+        pub const DONE: u32 = WRITTEN + 8 * SUM_STAGES;
         /// Bytes of dynamic shared memory.
         pub const BYTES: u32 = DONE + 8;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");

@@ -78,9 +78,8 @@ pub fn examine(ptxas: &Path, file: &Path) -> Result<(BTreeMap<String, EntryFacts
     Ok((facts::of(&module), ptxas::assemble(ptxas, file)?))
 }
 
-/// Kernels that may spill, and how many bytes out and in together. `select_stem`: an address that is stored once and loaded once
-/// a strip of 32 query blocks; every way to keep it in registers spills inside the loop over groups instead.
-const SPILLS: &[(&str, u32)] = &[("select_stem", 16)];
+/// Kernels that may spill, and how many bytes out and in together.
+const SPILLS: &[(&str, u32)] = &[];
 
 /// What is wrong with the entries of one file, apart from instruction counts.
 pub fn judge(entries: &BTreeMap<String, EntryFacts>, report: &Report) -> Vec<String> {

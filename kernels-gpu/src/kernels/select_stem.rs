@@ -9,8 +9,8 @@
 
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, ROWS, SPAN, STAGES, STEP, STEPS, SUM_REGS,
-    SUM_STAGES, SUM_THREADS, TILE, TILE_BYTES,
+    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, STEPS,
+    SUM_REGS, SUM_STAGES, SUM_THREADS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
@@ -18,7 +18,7 @@ use crate::layout::select::{Row, sum_offset};
 use crate::pipeline::scores::{Consumer, Shared};
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
-use crate::ptx::{barrier, cluster, fence, global, mbarrier, pdl, regs, smem, special, warp};
+use crate::ptx::{barrier, cluster, cp_async, fence, global, mbarrier, pdl, regs, smem, special, warp};
 use crate::tile::reduce::ValueTerm;
 use crate::tile::strip::{Span, Strip, Strips, wants_scores};
 use crate::tile::sums::{GroupCodes, NO_TOKEN, Queries};
@@ -51,7 +51,12 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
     unsafe {
         if thread == 0 {
             shared.keys.init(1, CONSUMERS * blocks);
-            shared.sums.init(SUM_THREADS / 32, CONSUMERS);
+            shared.sums.init(1, CONSUMERS);
+            let mut at = Turn::START;
+            unroll!(_S < 2 {
+                mbarrier::init(shared.written(at), SUM_THREADS / 32);
+                at = at.next();
+            });
             mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
             mbarrier::init_fence();
         }
@@ -72,6 +77,8 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
             if warp_index == CONSUMER_WARPS + SUM_THREADS / 32 {
                 pdl::wait();
                 copy_keys(p, shared, k_map, thread % 32);
+            } else if warp_index == CONSUMER_WARPS + SUM_THREADS / 32 + 1 {
+                hand_over_sums(p, shared, thread % 32);
             }
         }
         cluster::sync();
@@ -129,13 +136,15 @@ unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane:
 }
 
 /// The warpgroup that sums queries: once a span, group by group. Thread (r, c) has bytes 16 c .. 16 c + 16 of rows r and, in
-/// strips of more than 16 rows, 16 + r.
+/// strips of more than 16 rows, 16 + r. It copies them itself to shared memory, some units (a group of 16 rows) ahead; of what
+/// other threads copy it reads only scales, which come from its own warp.
 #[inline(always)]
 unsafe fn sum_queries(p: &SelectParams, shared: Shared, thread: u32) {
     let (r, chunk, lane) = (thread / 8, thread % 8, thread % 32);
     let mut at = Turn::<SUM_STAGES>::START;
     let mut strips = Strips::new(p);
-    // SAFETY: barriers are initialised; a stage is waited for before it is overwritten.
+    // SAFETY: barriers are initialised; a stage of the sums is waited for before it is overwritten, and one of the queries is
+    // read by all of the warp before any of it starts the next copies to it.
     unsafe {
         while strips.any() {
             let strip = strips.current();
@@ -150,32 +159,69 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, thread: u32) {
                 if (r as i32) < strip.rows { first } else { NO_TOKEN }
             };
             let (low, high) = (start(r), start(r + 16));
-            let twice = strip.rows > 16;
-            let mut first = 0;
-            while first < strip.keys {
-                let mut codes = GroupCodes::load(&queries, low);
-                let mut group = 0;
-                while group < GROUPS as i32 {
-                    // The last group is loaded once more: cheaper than a case of its own.
-                    let next = if group + 1 < GROUPS as i32 { group + 1 } else { group };
-                    queries.prefetch(low + next, chunk);
-                    queries.prefetch(high + next, chunk);
-                    shared.sums.wait_empty(at);
-                    let to = shared.group(at).offset(sum_offset(r, chunk));
-                    if twice {
-                        codes.sum(&queries, low + group, high + group, to);
-                        codes.sum(&queries, high + group, low + next, to.offset(16 * 128));
-                    } else {
-                        codes.sum(&queries, low + group, low + next, to);
-                    }
-                    // The products read through the async proxy.
-                    fence::proxy_async_shared();
-                    warp::sync();
-                    mbarrier::arrive_if(shared.sums.full(at), (lane == 0) as u32);
-                    at = at.next();
-                    group += 1;
+            // 1 where a group is two units, the lower rows and the higher.
+            let twice = (strip.rows > 16) as u32;
+            let group = |unit: u32| (if unit & twice != 0 { high } else { low }) + ((unit >> twice) % GROUPS as u32) as i32;
+            let units = (GROUPS as u32 * (strip.keys as u32).div_ceil(SPAN)) << twice;
+            let mut unit = 0;
+            while unit < QUERY_STAGES {
+                queries.copy(group(unit), thread, shared.queries(unit));
+                cp_async::commit();
+                unit += 1;
+            }
+            unit = 0;
+            while unit < units {
+                cp_async::wait::<{ QUERY_STAGES - 1 }>();
+                warp::sync();
+                let codes = GroupCodes::read(thread, shared.queries(unit));
+                warp::sync();
+                if unit + QUERY_STAGES < units {
+                    queries.copy(group(unit + QUERY_STAGES), thread, shared.queries(unit));
+                    // As many again come to L2. Past the strip's last unit they are its first ones, which are there.
+                    queries.prefetch(group(unit + 2 * QUERY_STAGES), chunk);
                 }
-                first += SPAN as i32;
+                // Groups are counted, whether or not there is anything in them.
+                cp_async::commit();
+                let part = unit & twice;
+                if part == 0 {
+                    shared.sums.wait_empty(at);
+                }
+                codes.sum(shared.group(at).offset(sum_offset(r, chunk) + part * 16 * 128));
+                if part == twice {
+                    warp::sync();
+                    mbarrier::arrive_if(shared.written(at), (lane == 0) as u32);
+                    at = at.next();
+                }
+                unit += 1;
+            }
+        }
+    }
+}
+
+/// The warp that hands query sums over to the products, which read through the async proxy. The fence between the two is a
+/// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none.
+#[inline(always)]
+unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
+    let mut at = Turn::<SUM_STAGES>::START;
+    let mut strips = Strips::new(p);
+    // SAFETY: barriers are initialised; the sums of a stage are written before its barrier completes, and not again before the
+    // products have read them.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            if !strip.has_scores(p, lane) {
+                continue;
+            }
+            let groups = GROUPS as u32 * (strip.keys as u32).div_ceil(SPAN);
+            let mut group = 0;
+            while group < groups {
+                mbarrier::wait(shared.written(at), at.parity());
+                fence::proxy_async_shared();
+                warp::sync();
+                mbarrier::arrive_if(shared.sums.full(at), (lane == 0) as u32);
+                at = at.next();
+                group += 1;
             }
         }
     }
@@ -294,4 +340,5 @@ unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
     }
 }
 
+const _: () = assert!(SUM_STAGES == 2, "barriers of the written sums");
 const _: () = assert!(HEAD_DIM == 128 && SUM_THREADS == 16 * 8 && ROWS == 32, "two passes of 16 rows and 8 chunks");

@@ -6,7 +6,7 @@
 
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
-use crate::config::select::{PITCH, ROWS, STAGES, STEPS, SUM_BYTES, SUM_STAGES, TILE, TILE_BYTES, smem as map};
+use crate::config::select::{PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, STAGES, STEPS, SUM_BYTES, SUM_STAGES, TILE, TILE_BYTES, smem as map};
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
 use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
 use crate::tile::strip::Span;
@@ -19,7 +19,7 @@ pub struct Shared {
     base: SmemAddr,
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
     pub keys: Stages<STAGES>,
-    /// Query sums.
+    /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_STAGES>,
 }
 
@@ -41,6 +41,18 @@ impl Shared {
     #[inline(always)]
     pub fn group(self, at: Turn<SUM_STAGES>) -> SmemAddr {
         self.base.offset(map::SUMS + at.stage() * 2 * SUM_BYTES)
+    }
+
+    /// Barrier that completes when a group of query sums is written.
+    #[inline(always)]
+    pub fn written(self, at: Turn<SUM_STAGES>) -> SmemAddr {
+        self.base.offset(map::WRITTEN + at.stage() * 8)
+    }
+
+    /// Stage of the queries that unit `unit` of a strip goes through, from the summing warpgroup's first row on.
+    #[inline(always)]
+    pub fn queries(self, unit: u32) -> SmemAddr {
+        self.base.offset(map::QUERIES + unit % QUERY_STAGES * QUERY_BYTES)
     }
 
     /// Value terms of the span.

@@ -25,6 +25,12 @@ impl<const N: u32> Turn<N> {
         self.stage
     }
 
+    /// The parity of the pass over the ring.
+    #[inline(always)]
+    pub fn parity(self) -> u32 {
+        self.parity
+    }
+
     /// The position after this one.
     #[inline(always)]
     #[must_use]

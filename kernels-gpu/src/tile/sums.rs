@@ -5,8 +5,9 @@
 
 use crate::abi::{Request, SelectParams};
 use crate::config::GROUPS;
+use crate::config::select::{QUERY_CODES, SUM_THREADS};
 use crate::layout::pages::clamped;
-use crate::ptx::{SmemAddr, cvt, global, math, smem};
+use crate::ptx::{SmemAddr, cp_async, cvt, global, math, smem};
 use crate::unroll;
 
 /// Sixteen dimensions of one group.
@@ -114,72 +115,76 @@ impl Queries {
         unsafe { global::prefetch_if(self.at(token).0, self.exists(token) as u32) };
     }
 
+    /// Starts the copies of the thread's part of a group into a stage: its 16 bytes of each of the eight tokens, and the scale of
+    /// token `chunk`. What is not one of the request's new tokens becomes zeros, scale and all.
+    ///
     /// # Safety
-    /// As [`Queries::prefetch`]; nobody writes `q` and `q_scale` while the kernel runs.
+    /// As [`Queries::prefetch`]; nobody writes `q` and `q_scale` while the kernel runs; `stage` is a stage of the ring of queries,
+    /// of which the thread and, for the scale, the threads of its row are done.
     #[inline(always)]
-    unsafe fn load(&self, token: i32) -> ([u32; 4], f32) {
-        // Here: with the addresses of all loads computed ahead there are not enough registers.
-        let (codes, scale) = self.at(math::here(token));
-        // SAFETY: the addresses are those of a new token, whether or not this one is.
-        unsafe { (global::ld_nc_v4(codes), f32::from_bits(global::ld_nc_u32(scale))) }
+    pub unsafe fn copy(&self, group: Group, thread: u32, stage: SmemAddr) {
+        let codes = stage.offset(thread * 16);
+        unroll!(R < 8 {
+            // Here: with the addresses of all copies computed ahead there are not enough registers.
+            let token = math::here(group) + (R * GROUPS) as i32;
+            let bytes = if self.exists(token) { 16 } else { 0 };
+            // SAFETY: the address is that of a new token, whether or not this one is; the rest is forwarded.
+            unsafe { cp_async::copy_16(codes.offset(R as u32 * TOKEN_BYTES), self.at(token).0, bytes) };
+        });
+        let token = math::here(group) + (thread % 8 * GROUPS as u32) as i32;
+        let bytes = if self.exists(token) { 4 } else { 0 };
+        // SAFETY: as above.
+        unsafe { cp_async::copy_4(stage.offset(QUERY_CODES + thread * 4), self.at(token).1, bytes) };
     }
 }
 
+/// Bytes of one token of all rows of a stage.
+const TOKEN_BYTES: u32 = SUM_THREADS * 16;
+
 impl GroupCodes {
-    /// Loads a group.
+    /// Takes a group from its stage.
     ///
     /// # Safety
-    /// The host has checked `q` and `q_scale`, which nobody writes while the kernel runs.
+    /// The copies of this thread and of the others of its row are complete and visible.
     #[inline(always)]
-    pub unsafe fn load(queries: &Queries, group: Group) -> Self {
+    pub unsafe fn read(thread: u32, stage: SmemAddr) -> Self {
         let mut this = Self { codes: [[0; 4]; 8], scales: [0.0; 8] };
-        unroll!(R < 8 {
-            // SAFETY: forwarded.
-            (this.codes[R], this.scales[R]) = unsafe { queries.load(math::here(group) + (R * GROUPS) as i32) };
-        });
+        let scales = stage.offset(QUERY_CODES + thread / 8 * 32);
+        // SAFETY: forwarded.
+        unsafe {
+            unroll!(R < 8 { this.codes[R] = smem::ld_v4(stage.offset(thread * 16 + R as u32 * TOKEN_BYTES)); });
+            unroll!(H < 2 {
+                let four = smem::ld_v4(scales.offset(16 * H as u32));
+                unroll!(I < 4 { this.scales[4 * H + I] = f32::from_bits(four[I]); });
+            });
+        }
         this
     }
 
-    /// Stores the sum of what was loaded for `group` at `to` ([`crate::layout::select::sum_offset`]); loads those of `next` in its place, each token as
-    /// soon as its registers are free, so that all of them are in flight most of the time.
+    /// Stores the sum at `to` ([`crate::layout::select::sum_offset`]).
     ///
     /// # Safety
-    /// As [`GroupCodes::load`]; no other thread uses the 32 bytes at `to`.
+    /// No other thread uses the 32 bytes at `to`.
     #[inline(always)]
-    pub unsafe fn sum(&mut self, queries: &Queries, group: Group, next: Group, to: SmemAddr) {
-        // Here, too: eight tokens of every group in a register each are too many.
-        let (group, next) = (math::here(group), math::here(next));
+    pub unsafe fn sum(&self, to: SmemAddr) {
         // Eight dimensions, then the other eight: all sixteen sums at once would be eight registers too many.
         unroll!(H < 2 {
             let mut sum = [0.0; 8];
             unroll!(R < 8 {
-                // What is not one of the request's new tokens is blanked, scale and all: either could be anything.
-                let exists = queries.exists(group + (R * GROUPS) as i32);
-                let (mask, scale) = if exists { (u32::MAX, self.scales[R]) } else { (0, 0.0) };
+                let scale = self.scales[R];
                 unroll!(W < 2 {
-                    let x = cvt::e4m3x4_to_f32(self.codes[R][2 * H + W] & mask);
+                    let x = cvt::e4m3x4_to_f32(self.codes[R][2 * H + W]);
                     sum[4 * W] += scale * x[0];
                     sum[4 * W + 1] += scale * x[1];
                     sum[4 * W + 2] += scale * x[2];
                     sum[4 * W + 3] += scale * x[3];
                 });
-                if H == 1 {
-                    pin(&mut sum);
-                    // SAFETY: forwarded.
-                    (self.codes[R], self.scales[R]) = unsafe { queries.load(next + (R * GROUPS) as i32) };
-                }
             });
             let packed = [cvt::bf16x2(sum[0], sum[1]), cvt::bf16x2(sum[2], sum[3]), cvt::bf16x2(sum[4], sum[5]), cvt::bf16x2(sum[6], sum[7])];
             // SAFETY: the caller's obligation; the swizzle leaves the lowest bit of the chunk to the second half.
             unsafe { smem::st_v4(SmemAddr(to.0 ^ (16 * H as u32)), packed) };
         });
     }
-}
-
-/// Has the sums computed before this point: the loads that follow would otherwise be moved up, or all sums down.
-#[inline(always)]
-fn pin(sum: &mut [f32; 8]) {
-    unroll!(I < 8 { math::pin(&mut sum[I]); });
 }
 
 /// Sum of the squares of 16 e4m3 codes.
