@@ -12,7 +12,6 @@
 
 pub mod barrier;
 pub mod cluster;
-pub mod cp_async;
 pub mod cvt;
 pub mod fence;
 pub mod global;
