@@ -34,9 +34,18 @@ pub const fn swizzle_128(offset: usize) -> usize {
     offset ^ ((offset >> 3) & 0x70)
 }
 
+/// Row of a transposed V tile that holds dimension `d` (0..128), and the dimension that row `d` holds: its own inverse.
+///
+/// A row of the tile is a column of P V, and the accumulator gives lane t (of four) columns 2t, 2t+1 of every group of 8. With
+/// this order those of four groups are eight consecutive dimensions: 16 bytes of an output row, stored at once.
+pub const fn v_row(d: usize) -> usize {
+    let (eight, pair) = (d / 8 % 4, d / 2 % 4);
+    d / 32 * 32 + pair * 8 + eight * 2 + d % 2
+}
+
 /// Byte offset of value element (dimension `d`, token `t` of the block) in a 16 KiB transposed V tile.
 pub const fn v_tile_offset(d: usize, t: usize) -> usize {
-    swizzle_128(d * 128 + (t / 32) * 32 + v_token_position(t % 32))
+    swizzle_128(v_row(d) * 128 + (t / 32) * 32 + v_token_position(t % 32))
 }
 
 /// The scale that takes a row whose largest magnitude is `largest` onto the range of e4m3: `largest / 448`, or 1 for a row of
@@ -78,6 +87,23 @@ pub const fn accumulator_col(thread: usize, i: usize) -> usize {
     (i / 4) * 8 + (thread % 4) * 2 + i % 2
 }
 
+/// Which columns of half a tile of scores (64 keys) a thread in lane `lane` sees, where the last visible ones of its two rows
+/// are `limit` (negative: none). Bit I of the bytes, from the lowest: columns 8 I + 2 (lane % 4) and the next of the first row,
+/// then of the second.
+#[inline(always)]
+pub const fn visible_pairs(lane: u32, limit: [i32; 2]) -> u32 {
+    /// A bit for each of the columns 0, 8 .. 56 up to `limit`.
+    #[inline(always)]
+    const fn bits(limit: i32) -> u32 {
+        let count = (limit >> 3) + 1;
+        let count = if count > 0 { count } else { 0 };
+        (1 << if count < 8 { count } else { 8 }) - 1
+    }
+    let first = (lane % 4 * 2) as i32;
+    let (a, b) = (limit[0] - first, limit[1] - first);
+    bits(a) | bits(a - 1) << 8 | bits(b) << 16 | bits(b - 1) << 24
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +133,22 @@ mod tests {
                 let o = v_tile_offset(d, t);
                 assert!(!seen[o]);
                 seen[o] = true;
-                assert_eq!(o / 128, d, "the swizzle stays inside a row");
+                assert_eq!(o / 128, v_row(d), "the swizzle stays inside a row");
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_holds_eight_consecutive_dimensions() {
+        for d in 0..128 {
+            assert_eq!(v_row(v_row(d)), d);
+        }
+        for thread in 0..128 {
+            for four in 0..4 {
+                let registers = (0..4).flat_map(|i| [0, 1].map(|c| 16 * four + 4 * i + c));
+                let dims: Vec<usize> = registers.map(|i| v_row(accumulator_col(thread, i))).collect();
+                let first = 32 * four + thread % 4 * 8;
+                assert_eq!(dims, (first..first + 8).collect::<Vec<_>>());
             }
         }
     }
@@ -123,6 +164,24 @@ mod tests {
             }
         }
         assert!(seen.into_iter().all(|s| s));
+    }
+
+    #[test]
+    fn pairs_are_visible_up_to_the_limit() {
+        let limits: Vec<i32> = (-200..200).chain([i32::MAX - 64, i32::MIN + 200]).collect();
+        for lane in 0..32 {
+            for &limit in &limits {
+                for (row, limits) in [(0, [limit, -1]), (1, [i32::MAX - 1, limit])] {
+                    let pairs = visible_pairs(lane, limits);
+                    for i in 0..16usize {
+                        // Registers 2 I and 2 I + 1 of the f32 form are the two columns of the first row's pair.
+                        let column = accumulator_col(lane as usize, i / 2 * 4 + i % 2) as i32;
+                        let bit = 16 * row + 8 * (i % 2) + i / 2;
+                        assert_eq!(pairs >> bit & 1 != 0, column <= limit, "lane {lane}, row {row}, column {column}, limit {limit}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! registers ([`transpose_4x4`]), and stores 16 bytes a dimension; eight neighbouring lanes fill a row of 128
 //! ([`unit()`], [`unit_offset`]). One run is exactly one 16-byte chunk of the output rows, whatever the order inside.
 
-use super::swizzle_128;
+use super::{swizzle_128, v_row};
 use crate::config::{HEAD_DIM, RUN};
 
 /// Byte offset in shared memory of the 16-byte chunk `chunk` of token `token`: rows of 128 bytes, chunks xored with the
@@ -43,7 +43,7 @@ pub const fn word_tokens(m: u32) -> [u32; 4] {
 
 /// Byte offset in the tile of the unit's chunk of dimension `unit.dim + e`.
 pub const fn unit_offset(unit: Unit, e: u32) -> u32 {
-    swizzle_128(((unit.dim + e) * HEAD_DIM as u32 + unit.run * RUN as u32) as usize) as u32
+    swizzle_128(v_row((unit.dim + e) as usize) * HEAD_DIM + (unit.run * RUN as u32) as usize) as u32
 }
 
 /// Transposes 4 x 4 bytes: byte j of result e is byte e of input j.

@@ -2,8 +2,9 @@
 //! not. A type parameter of the kernel, so that the plain one pays nothing.
 //!
 //! The 128 scales of a key block lie wherever the cache keeps them, in no order that a bulk copy could fetch. A warp of its
-//! own walks the items as the producer does; its 32 lanes fetch four scales each, asynchronously, into the stage of the K
-//! tile, whose "full" barrier waits for them too. (In the producer warp itself they cost spills.)
+//! own walks the items as the producer does; its 32 lanes load four scales each and store them into the stage of the K tile,
+//! whose "full" barrier waits for them too. The loads of a block are under way while the addresses of the next one's are looked
+//! up and while the stage is waited for. (In the producer warp itself they cost spills.)
 
 use crate::abi::{AttendParams, TokenScales};
 use crate::config::BLOCK;
@@ -11,7 +12,7 @@ use crate::config::attend::STAGES;
 use crate::layout::pages::{is_page, scale_offset};
 use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::{Item, item};
-use crate::ptx::{SmemAddr, cp_async, special, warp};
+use crate::ptx::{SmemAddr, global, mbarrier, smem, special, warp};
 use crate::tile::key_scales::scale_columns;
 use crate::tile::mma::Scores;
 use crate::unroll;
@@ -103,23 +104,25 @@ impl KeyScales for &TokenScales {
         unsafe {
             while let Some(n) = item(p, k) {
                 let work = Item::locate(p, n);
-                let mut i = 0;
-                while i < work.count {
-                    let at = Cursor::at(stage + i as u32);
-                    let (from, bytes) = find(p, self, &work, work.key_block(i) * BLOCK as i32, lane);
-                    let to = row(stages, at).offset(lane * (TOKENS * 4));
-                    ring.wait_empty(at);
-                    unroll!(T < 4 {
-                        cp_async::copy_4(to.offset(4 * T as u32), from.wrapping_add((T as i64 * self.strides.token) as u64), bytes);
-                    });
-                    cp_async::arrive(ring.full(at));
-                    i += 1;
-                }
                 if work.count > 0 {
+                    let source = |i| find(p, self, &work, work.key_block(i) * BLOCK as i32, lane);
+                    let mut values = load(self, source(0));
+                    let mut i = 0;
+                    while i < work.count {
+                        let at = Cursor::at(stage + i as u32);
+                        let more = i + 1 < work.count;
+                        // Looked up before the stage is waited for and the values are needed.
+                        let next = if more { source(i + 1) } else { (0, 0) };
+                        ring.wait_empty(at);
+                        smem::st_v4(row(stages, at).offset(lane * (TOKENS * 4)), values);
+                        mbarrier::arrive(ring.full(at));
+                        values = load(self, next);
+                        i += 1;
+                    }
                     // The stage of the last V, which brings no K.
                     let at = Cursor::at(stage + work.count as u32);
                     ring.wait_empty(at);
-                    cp_async::arrive(ring.full(at));
+                    mbarrier::arrive(ring.full(at));
                     stage += work.count as u32 + 1;
                 }
                 k += 1;
@@ -150,8 +153,20 @@ impl RowScales for TokenRows {
     }
 }
 
-/// Where the scales of the lane's tokens start, and the bytes to copy of each: 4, or 0 for tokens without a page, whose
-/// scale is 0 as their keys are. `block`: the first token of the key block.
+/// The scales of the lane's tokens, from where [`find`] found them.
+///
+/// # Safety
+/// The first of the pair is what [`find`] gave for these `scales`, or the second is 0.
+#[inline(always)]
+unsafe fn load(scales: &TokenScales, (from, exists): (u64, u32)) -> [u32; TOKENS as usize] {
+    let mut values = [0; TOKENS as usize];
+    // SAFETY: forwarded from the caller.
+    unroll!(T < 4 { values[T] = unsafe { global::ld_u32_if(from.wrapping_add((T as i64 * scales.strides.token) as u64), exists) }; });
+    values
+}
+
+/// Where the scales of the lane's tokens start, and 1, or 0 for tokens without a page, whose scale is 0 as their keys are.
+/// `block`: the first token of the key block.
 ///
 /// # Safety
 /// A key block of the item's request; the host has checked the arrays.
@@ -166,7 +181,7 @@ unsafe fn find(p: &AttendParams, scales: &TokenScales, item: &Item, block: i32, 
     let exists = is_page(page, scales.pages);
     let in_page = token & ((1 << p.page_size_log2) - 1);
     let offset = scale_offset(&scales.strides, if exists { page } else { 0 }, in_page, item.kv_head);
-    (scales.first.wrapping_add(offset as u64), if exists { 4 } else { 0 })
+    (scales.first.wrapping_add(offset as u64), exists as u32)
 }
 
-const _: () = assert!(TOKENS == 4, "a lane's copies are written out");
+const _: () = assert!(TOKENS == 4, "a lane's loads are written out, and stored as 16 bytes");

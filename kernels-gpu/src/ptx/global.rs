@@ -28,6 +28,26 @@ pub unsafe fn ld_u32(ptr: u64) -> u32 {
     value
 }
 
+/// Loads 32 bits where `on` is not 0; 0 elsewhere. PTX: `mov.u32 d, 0`, `@p ld.global.u32 d, [a]`. Called by a thread, or by a warp
+/// with some lanes `on`.
+///
+/// # Safety
+/// As [`ld_u32`], for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn ld_u32_if(ptr: u64, on: u32) -> u32 {
+    let value: u32;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {2}, 0; mov.u32 {0}, 0; @p ld.global.u32 {0}, [{1}]; }}",
+            out(reg32) value,
+            in(reg64) ptr,
+            in(reg32) on
+        );
+    }
+    value
+}
+
 /// Loads 128 bits through the read-only path. PTX: `ld.global.nc.v4.u32 {d0, d1, d2, d3}, [a]`. Called by any thread.
 ///
 /// # Safety

@@ -18,24 +18,33 @@ pub struct RowPair {
 
 /// Writes `o * factor` as bf16. `base` is the address of (row 0, this head, dimension 0).
 ///
+/// The columns of `o` are dimensions in the order of [`crate::layout::v_row`]: what a thread holds of 32 of them are eight
+/// neighbours, and a quad of lanes writes whole sectors.
+///
 /// # Safety
-/// Every valid row lies inside `out`; `base` is 4-byte aligned.
+/// Every valid row lies inside `out`; `base` and the stride are multiples of 16 bytes.
 #[inline(always)]
 pub unsafe fn store_rows(o: &Output, factor: [f32; 2], base: u64, rows: RowPair, lane: u32) {
-    let row0 = base.wrapping_add((rows.first * rows.token_stride) as u64).wrapping_add((lane % 4 * 4) as u64);
+    let row0 = base.wrapping_add((rows.first * rows.token_stride) as u64).wrapping_add((lane % 4 * 16) as u64);
     let row1 = row0.wrapping_add((8 * rows.token_stride) as u64);
     if rows.valid[0] {
-        unroll!(I < 16 {
-            // SAFETY: the caller vouches for valid rows; 16 bytes a group of 8 columns stay inside the row.
-            unsafe { global::st_u32(row0 + 16 * I as u64, bf16x2(o.rows[4 * I] * factor[0], o.rows[4 * I + 1] * factor[0])) };
-        });
+        // SAFETY: the caller vouches for valid rows; the fourth piece of 64 bytes ends with the row.
+        unroll!(I < 4 { unsafe { global::st_v4(row0 + 64 * I as u64, eight::<0>(o, 16 * I, factor[0])) }; });
     }
     if rows.valid[1] {
-        unroll!(I < 16 {
-            // SAFETY: as above.
-            unsafe { global::st_u32(row1 + 16 * I as u64, bf16x2(o.rows[4 * I + 2] * factor[1], o.rows[4 * I + 3] * factor[1])) };
-        });
+        // SAFETY: as above.
+        unroll!(I < 4 { unsafe { global::st_v4(row1 + 64 * I as u64, eight::<1>(o, 16 * I, factor[1])) }; });
     }
+}
+
+/// The eight dimensions of row `ROW` of the thread's two that it holds from register `first` on, times `factor`.
+#[inline(always)]
+fn eight<const ROW: usize>(o: &Output, first: usize, factor: f32) -> [u32; 4] {
+    let pair = |i: usize| {
+        let at = first + 4 * i + 2 * ROW;
+        bf16x2(o.rows[at] * factor, o.rows[at + 1] * factor)
+    };
+    [pair(0), pair(1), pair(2), pair(3)]
 }
 
 /// Writes the log-sum-exp of the thread's rows to `[rows, hq]` f32 at `base`.
@@ -56,4 +65,4 @@ pub unsafe fn store_lse(base: u64, hq: u32, head: i32, rows: RowPair, lse: [f32;
     }
 }
 
-const _: () = assert!(HEAD_DIM == 16 * 8, "sixteen groups of eight columns make a row");
+const _: () = assert!(HEAD_DIM == 4 * 4 * 8, "four lanes write eight dimensions each, four times");

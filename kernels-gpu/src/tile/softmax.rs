@@ -5,9 +5,11 @@
 //! maxima stay inside that headroom the bias stays, and with it every older sum and output.
 
 use super::mma::{Probabilities, Scores};
+use crate::layout::visible_pairs;
 use crate::ptx::{
     cvt::{f16x2, f16x2_to_f32},
     half::{any_gt2, e4m3x4, ex2_2, fma2, fma2_sat, high2, highs, low2, lows, max2, min2, mul2, select_gt2, sub2},
+    int::prmt,
     math::ex2,
     smem,
     warp::{any, shfl_bfly_u32},
@@ -195,25 +197,30 @@ unsafe fn quad_max(x: u32) -> u32 {
     }
 }
 
-/// Minus infinity for every column past the row's last visible one (`limit`, relative to the half; negative: none).
+/// Minus infinity for every column past the row's last visible one (`limit`, relative to the half; negative: none). Costs
+/// nothing but a vote where no row of the warp ends inside the half.
+///
+/// # Safety
+/// Called by whole warps, converged.
 #[inline(always)]
-pub fn mask_columns(s: &mut Scores, lane: u32, limit: [i32; 2]) {
-    // Column of register 2 I + c is 8 I + 2 (lane % 4): move the lane's share to the other side once.
-    let first = (lane % 4 * 2) as i32;
-    let (a, b) = (limit[0] - first, limit[1] - first);
-    unroll!(I < 8 {
-        const COL: i32 = 8 * I as i32;
-        s.0[2 * I] = masked(s.0[2 * I], COL, a);
-        s.0[2 * I + 1] = masked(s.0[2 * I + 1], COL, b);
-    });
+pub unsafe fn mask_columns(s: &mut Scores, lane: u32, limit: [i32; 2]) {
+    const LAST: i32 = 63;
+    // SAFETY: forwarded from the caller.
+    if unsafe { any(((limit[0] < LAST) | (limit[1] < LAST)) as u32) } {
+        let pairs = visible_pairs(lane, limit);
+        unroll!(I < 8 {
+            // Bit I of every byte becomes its sign, and a sign both bytes of a half.
+            let signs = pairs << (7 - I);
+            s.0[2 * I] = masked(s.0[2 * I], prmt(signs, 0, 0x9988));
+            s.0[2 * I + 1] = masked(s.0[2 * I + 1], prmt(signs, 0, 0xbbaa));
+        });
+    }
 }
 
-/// The pair of columns `col` and `col + 1`, minus infinity from beyond `limit`.
+/// `pair` where `visible` is ones, minus infinity where it is zeros.
 #[inline(always)]
-fn masked(pair: u32, col: i32, limit: i32) -> u32 {
-    let low = if col > limit { MINUS_INFINITY } else { pair & 0xffff };
-    let high = if col + 1 > limit { MINUS_INFINITY << 16 } else { pair & 0xffff_0000 };
-    low | high
+fn masked(pair: u32, visible: u32) -> u32 {
+    (pair & visible) | (both(MINUS_INFINITY) & !visible)
 }
 
 /// Packs P to e4m3 A fragments; no shuffles, because V tiles hold their tokens in `layout::V_TOKEN_ORDER`.

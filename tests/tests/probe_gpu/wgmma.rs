@@ -10,7 +10,7 @@ use rand_distr::StandardNormal;
 use rstest::rstest;
 use stem_attn::driver::Launch;
 use stem_attn_kernels::abi_probe::{ProbeParams, REGION_BYTES};
-use stem_attn_kernels::layout::{a_fragment_e4m3, v_tile_offset};
+use stem_attn_kernels::layout::{a_fragment_e4m3, v_row, v_tile_offset};
 use stem_attn_tests::gpu::{Gpu, gpu};
 
 fn e4m3(x: f64) -> [u8; 1] {
@@ -144,6 +144,7 @@ fn packed_scores_feed_the_value_product_without_shuffles() {
     let got = multiply(&gpu, "probe_wgmma_chain", 64, [&image(&q, e4m3), &image(&k, e4m3), &tile], params);
     let p: Vec<Vec<f64>> =
         product(&q, &k).iter().map(|row| row.iter().map(|&s| e4m3_value(e4m3_code(s as f32 * SCALE))).collect()).collect();
-    let transposed: Vec<Vec<f64>> = (0..128).map(|d| v.iter().map(|row| row[d]).collect()).collect();
+    // Columns of the product are the tile's rows.
+    let transposed: Vec<Vec<f64>> = (0..128).map(|n| v.iter().map(|row| row[v_row(n)]).collect()).collect();
     check_close(&got, &p, &transposed);
 }

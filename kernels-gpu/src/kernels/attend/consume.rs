@@ -6,9 +6,9 @@ use crate::abi::AttendParams;
 use crate::pipeline::key_scales::KeyScales;
 use crate::pipeline::ring::Cursor;
 use crate::pipeline::work::{Slot, item};
-use crate::ptx::{math, smem, special, warp};
+use crate::ptx::{math, smem, special, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
-use crate::tile::mma::{Output, q_rows};
+use crate::tile::mma::{FIRST, Output, PendingScores, Product, SECOND, Scores, issue_qk, q_rows};
 use crate::tile::softmax::OnlineSoftmax;
 
 /// Bounds of a row's scale in f16.
@@ -22,15 +22,19 @@ const LN_2: f32 = core::f32::consts::LN_2;
 /// All threads of the warpgroup call it converged, on the host-checked parameters.
 #[inline(always)]
 pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, keys: S, wg: u32, thread: u32) {
-    let (mut k, mut stage) = (0, 0);
     // SAFETY: forwarded from the caller; a slot is read between the wait for its barrier and the warp's release.
     unsafe {
-        while item(p, k).is_some() {
+        let (mut k, mut stage) = (0, 0);
+        if item(p, k).is_none() {
+            return;
+        }
+        let mut count = announced(p, shared, k, stage);
+        let mut scores = issue_first(shared, wg, k, stage, [Scores::zero(), Scores::zero()]).landed();
+        loop {
             let at = Cursor::at(k);
             let mut output = Output::zero();
             let mut bias = [0.0; 2];
-            shared.ready.wait_full(at);
-            let count = warp::shfl_idx_u32(shared.slot(at).count() as u32, 0);
+            let mut rest = ([0.0; 2], Product::zero());
             if count > 0 {
                 let row = tile_row(wg, thread);
                 let scales = shared.scales(at).offset(4 * row);
@@ -39,10 +43,11 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                 let mut softmax = OnlineSoftmax::new(softmax_scale);
                 let slot = shared.slot(at);
                 let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
-                walk(
+                rest = walk(
                     shared,
                     keys,
                     q_rows(shared.q_tile(at), wg),
+                    scores,
                     stage,
                     count,
                     thread,
@@ -54,11 +59,92 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                 bias = softmax.bias();
                 stage += count + 1;
             }
+            count = announced(p, shared, k + 1, stage);
+            // Also where nothing comes, or no keys: nobody looks at the scores then, and products on a condition would be serialised.
+            let pending = issue_first(shared, wg, k + 1, stage, [Scores::zero(), Scores::zero()]);
+            part(&mut rest.0, p.reserved as u32);
+            output.flush(rest.0, &rest.1);
             write(p, shared.slot(at), &output, bias);
+            scores = pending.landed();
             warp::sync();
             shared.q.release(at, special::tid_x_again().is_multiple_of(32) as u32);
             k += 1;
+            if item(p, k).is_none() {
+                return;
+            }
         }
+    }
+}
+
+/// Waits for what the first product of item `k` needs; its key blocks, none where there is no such item.
+///
+/// # Safety
+/// Called by whole warps, converged; `stage` is where the item's keys start.
+#[inline(always)]
+unsafe fn announced(p: &AttendParams, shared: Shared, k: u32, stage: u32) -> u32 {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        if item(p, k).is_none() {
+            return 0;
+        }
+        let at = Cursor::at(k);
+        shared.ready.wait_full(at);
+        let count = warp::shfl_idx_u32(shared.slot(at).count() as u32, 0);
+        if count > 0 {
+            shared.kv.wait_full(Cursor::at(stage));
+        }
+        count
+    }
+}
+
+/// Has what depends on `factor` computed behind this point, as `OnlineSoftmax::part` does: ptxas otherwise mixes the flush with the
+/// issue of the products.
+///
+/// # Safety
+/// `never` is 0, the same in all threads.
+#[inline(always)]
+unsafe fn part(factor: &mut [f32; 2], never: u32) {
+    if never != 0 {
+        // SAFETY: does not happen. A loop, because ptxas would make predicated instructions of anything shorter.
+        unsafe {
+            while smem::ld_volatile_u32(smem::base()) != never {}
+            *factor = [smem::ld_f32(smem::base()), smem::ld_f32(smem::base())];
+        }
+    }
+}
+
+/// Scores of an item's first tile, under way.
+struct First(PendingScores, PendingScores);
+
+impl First {
+    /// Waits for them.
+    ///
+    /// # Safety
+    /// Called by a warpgroup, converged.
+    #[inline(always)]
+    unsafe fn landed(self) -> [Scores; 2] {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            wgmma::wait::<0>();
+            [self.0.landed(), self.1.landed()]
+        }
+    }
+}
+
+/// Issues Q K of item `k`'s first tile, in stage `stage`. `reuse` gives its registers.
+///
+/// # Safety
+/// Called by a warpgroup, converged. Unless somebody has waited for both tiles, nobody may use what comes out.
+#[inline(always)]
+unsafe fn issue_first(shared: Shared, wg: u32, k: u32, stage: u32, reuse: [Scores; 2]) -> First {
+    let (q, keys) = (q_rows(shared.q_tile(Cursor::at(k)), wg), shared.k_tile(Cursor::at(stage)));
+    let [a, b] = reuse;
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        wgmma::fence();
+        let first = First(issue_qk::<FIRST>(q, keys, a), issue_qk::<SECOND>(q, keys, b));
+        wgmma::commit();
+        first
     }
 }
 

@@ -31,7 +31,8 @@ struct Walk<'a, R> {
     moved: bool,
 }
 
-/// All tiles of one item.
+/// All tiles of one item. `scores`: of the first tile, whose stage is not given back yet. What it
+/// returns is still to be flushed into the output.
 ///
 /// # Safety
 /// All threads of the warpgroup call it converged; the rings are initialised; `count > 0`.
@@ -41,6 +42,7 @@ pub(super) unsafe fn walk<R: RowScales>(
     shared: Shared,
     keys: R,
     q: SmemAddr,
+    scores: [Scores; 2],
     first: u32,
     count: u32,
     thread: u32,
@@ -48,17 +50,12 @@ pub(super) unsafe fn walk<R: RowScales>(
     limit: [i32; 2],
     output: &mut Output,
     softmax: &mut OnlineSoftmax,
-) {
+) -> ([f32; 2], Product) {
     let signal = R::signals(thread);
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
         let at = Cursor::at(first);
-        shared.kv.wait_full(at);
-        wgmma::fence();
-        let (a, b) = (issue_qk::<FIRST>(q, shared.k_tile(at), Scores::zero()), issue_qk::<SECOND>(q, shared.k_tile(at), Scores::zero()));
-        wgmma::commit();
-        wgmma::wait::<0>();
-        let (mut a, mut b) = (a.landed(), b.landed());
+        let [mut a, mut b] = scores;
         keys.apply::<FIRST>(&mut a, shared.key_scales(), at);
         keys.apply::<SECOND>(&mut b, shared.key_scales(), at);
         shared.kv.release(at, signal);
@@ -102,8 +99,9 @@ pub(super) unsafe fn walk<R: RowScales>(
         if !there {
             shared.kv.wait_full(at);
         }
-        walk.last(shared.v_tile(at), b, (count % FLUSH_TILES != 1) as u32);
+        let rest = walk.last(shared.v_tile(at), b, (count % FLUSH_TILES != 1) as u32);
         shared.kv.release(at, signal);
+        rest
     }
 }
 
@@ -135,12 +133,12 @@ impl<R: RowScales> Walk<'_, R> {
         }
     }
 
-    /// The last tile's products, and the item's last flush.
+    /// The last tile's products, and what the item's last flush takes.
     ///
     /// # Safety
     /// As [`Walk::half`]; P is the first half's, `scores` are the second's.
     #[inline(always)]
-    unsafe fn last(&mut self, v: SmemAddr, mut scores: Scores, add: u32) {
+    unsafe fn last(&mut self, v: SmemAddr, mut scores: Scores, add: u32) -> ([f32; 2], Product) {
         // SAFETY: forwarded from the caller.
         unsafe {
             wgmma::fence();
@@ -156,7 +154,7 @@ impl<R: RowScales> Walk<'_, R> {
             let product = issue_pv::<SECOND>(&self.probabilities, v, self.product.take(), 1);
             wgmma::commit();
             wgmma::wait::<0>();
-            self.output.flush(self.factor, &product.landed());
+            (self.factor, product.landed())
         }
     }
 

@@ -1,18 +1,18 @@
-//! Probe of small asynchronous copies, and of what their readers use.
+//! Probe of words gathered into shared memory behind a barrier, and of what their readers use.
 
 use super::probe::{barrier_at, region, word};
-use crate::abi_probe::{CP_ASYNC_WORDS, ProbeParams, THREADS, UNTOUCHED};
-use crate::ptx::{barrier, cp_async, global, mbarrier, smem, special};
+use crate::abi_probe::{GATHER_WORDS, ProbeParams, THREADS, UNTOUCHED};
+use crate::ptx::{barrier, global, mbarrier, smem, special};
 
-/// Rounds of copies that arrive on a barrier. `a`: u32 `[count, 128]`; `x`: threads whose number is 0 modulo it copy nothing.
+/// Rounds of words that arrive with a barrier. `a`: u32 `[count, 128]`; `x`: threads whose number is 0 modulo it load nothing.
 ///
-/// `out`: u32 `[count, 128, 3]`. Per round and thread: the pair of words in shared memory that the next thread's copy belongs
+/// `out`: u32 `[count, 128, 3]`. Per round and thread: the pair of words in shared memory that the next thread's word belongs
 /// to, and word t / 32 of the round's bits, one bit set by every thread: that of its word of `a` modulo 32.
 ///
 /// # Safety
 /// Launched with 128 threads, one block, [`crate::abi_probe::SMEM_BYTES`] and buffers of the sizes above.
 #[unsafe(no_mangle)]
-pub unsafe extern "gpu-kernel" fn probe_cp_async(p: ProbeParams) {
+pub unsafe extern "gpu-kernel" fn probe_gather(p: ProbeParams) {
     let (tid, rounds, skip) = (special::tid_x(), p.count as u32, p.x as u32);
     let (full, empty) = (barrier_at(0), barrier_at(1));
     let (slots, bits) = (region(0), region(1).offset(tid / 32 * 4));
@@ -31,13 +31,13 @@ pub unsafe extern "gpu-kernel" fn probe_cp_async(p: ProbeParams) {
             smem::st_u32(slots.offset(4 * tid), UNTOUCHED);
             smem::st_u32_if(bits, 0, tid.is_multiple_of(32) as u32);
             barrier::sync_all();
-            cp_async::copy_4(slots.offset(4 * tid), from, if tid.is_multiple_of(skip) { 0 } else { 4 });
+            smem::st_u32(slots.offset(4 * tid), global::ld_u32_if(from, !tid.is_multiple_of(skip) as u32));
             smem::atomic_or_u32(bits, 1 << (global::ld_nc_u32(from) % 32));
-            cp_async::arrive(full);
+            mbarrier::arrive(full);
             mbarrier::wait(full, parity);
             barrier::sync_all();
             let [even, odd] = smem::ld_v2_f32(slots.offset((tid + 1) % THREADS / 2 * 8));
-            let at = (round * THREADS + tid) * CP_ASYNC_WORDS as u32;
+            let at = (round * THREADS + tid) * GATHER_WORDS as u32;
             global::st_u32(word(p.out, at), even.to_bits());
             global::st_u32(word(p.out, at + 1), odd.to_bits());
             global::st_u32(word(p.out, at + 2), smem::ld_u32(bits));
