@@ -61,9 +61,7 @@ pub(super) unsafe fn walk<R: RowScales>(
         shared.kv.release(at, signal);
         mask_columns(&mut a, thread % 32, limit);
         mask_columns(&mut b, thread % 32, [limit[0] - 64, limit[1] - 64]);
-        // Nothing is summed yet that a new bias would have to rescale.
-        softmax.advance(&a);
-        softmax.advance(&b);
+        softmax.start(&a, &b);
         softmax.exponentiate(&mut a);
         let mut probabilities = Probabilities([0; 8]);
         pack(&a, &mut probabilities);
