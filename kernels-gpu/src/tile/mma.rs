@@ -45,6 +45,12 @@ impl PendingScores {
 }
 
 impl PendingProduct {
+    /// One that adds nothing.
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Self([0.0; 68])
+    }
+
     /// # Safety
     /// `wgmma::wait` has run for the group this product was committed in.
     #[inline(always)]

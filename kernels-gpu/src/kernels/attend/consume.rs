@@ -3,12 +3,12 @@
 use super::Shared;
 use super::walk::walk;
 use crate::abi::AttendParams;
-use crate::pipeline::key_scales::KeyScales;
+use crate::pipeline::key_scales::{KeyScales, RowScales};
 use crate::pipeline::ring::Cursor;
 use crate::pipeline::work::{Slot, item};
 use crate::ptx::{math, smem, special, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
-use crate::tile::mma::{FIRST, Output, PendingScores, Product, SECOND, Scores, issue_qk, q_rows};
+use crate::tile::mma::{FIRST, Output, PendingProduct, PendingScores, SECOND, Scores, issue_qk, q_rows};
 use crate::tile::softmax::OnlineSoftmax;
 
 /// Bounds of a row's scale in f16.
@@ -34,7 +34,8 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
             let at = Cursor::at(k);
             let mut output = Output::zero();
             let mut bias = [0.0; 2];
-            let mut rest = ([0.0; 2], Product::zero());
+            let mut rest = ([0.0; 2], PendingProduct::zero());
+            let mut last = None;
             if count > 0 {
                 let row = tile_row(wg, thread);
                 let scales = shared.scales(at).offset(4 * row);
@@ -57,13 +58,20 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                     &mut softmax,
                 );
                 bias = softmax.bias();
+                last = Some(Cursor::at(stage + count));
                 stage += count + 1;
             }
             count = announced(p, shared, k + 1, stage);
             // Also where nothing comes, or no keys: nobody looks at the scores then, and products on a condition would be serialised.
             let pending = issue_first(shared, wg, k + 1, stage, [Scores::zero(), Scores::zero()]);
+            // All but the products just issued.
+            wgmma::wait::<1>();
+            let product = rest.1.landed();
+            if let Some(at) = last {
+                shared.kv.release(at, S::Rows::signals(thread));
+            }
             part(&mut rest.0, p.reserved as u32);
-            output.flush(rest.0, &rest.1);
+            output.flush(rest.0, &product);
             write(p, shared.slot(at), &output, bias);
             scores = pending.landed();
             warp::sync();
