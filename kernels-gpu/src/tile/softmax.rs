@@ -92,7 +92,9 @@ impl OnlineSoftmax {
             if moved {
                 let highest = quad_max(own);
                 let logit = fma2(highest, self.scale, self.bias);
-                self.set(select_gt2(logit, HIGHEST, self.bias_for(highest), self.bias));
+                // All rows, not only those that must: what is largest so far then lies on a code of e4m3, which is worth more than
+                // what a lower P loses, and the next warp that has to stop does so later.
+                self.set(select_gt2(logit, TARGET, self.bias_for(highest), self.bias));
             }
             (old, moved)
         }

@@ -168,11 +168,11 @@ fn tile_row(wg: u32, thread: u32) -> u32 {
 /// The slot is readable; the host checked `out` and `lse`.
 #[inline(always)]
 unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
-    let sum = output.sum;
     // SAFETY: forwarded from the caller; valid rows lie inside `out` and `lse`.
     unsafe {
         // Read again rather than kept: every register that lives through the main loop would be a spill.
         let tid = special::tid_x_again();
+        let sum = [quad_sum(output.sum[0]), quad_sum(output.sum[1])];
         let row = tile_row(tid / 128 - 1, tid % 128) as i32;
         let [tile_row, from, to] = slot.rows();
         let (head, v_scale) = slot.head();
@@ -186,6 +186,19 @@ unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
             let lse = [log_sum(sum[0], bias[0]), log_sum(sum[1], bias[1])];
             store_lse(p.lse, p.hq as u32, head, rows, lse);
         }
+    }
+}
+
+/// Sum over the four lanes that share a row.
+///
+/// # Safety
+/// Called by whole warps, converged.
+#[inline(always)]
+unsafe fn quad_sum(x: f32) -> f32 {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let x = x + f32::from_bits(warp::shfl_bfly_u32(x.to_bits(), 1));
+        x + f32::from_bits(warp::shfl_bfly_u32(x.to_bits(), 2))
     }
 }
 
