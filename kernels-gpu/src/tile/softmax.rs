@@ -21,7 +21,7 @@ const fn both(bits: u32) -> u32 {
     bits | bits << 16
 }
 /// 2^7 is what a row's P is scaled to when its bias is set: 7.
-const TARGET: u32 = both(0x4700);
+const TARGET: u32 = both(0x4600);
 /// Logits up to 8.75 fit e4m3 (448 = 2^8.807).
 const HIGHEST: u32 = both(0x4860);
 /// The lowest score that counts as a maximum, -60,000: 65,504 would be the f16 limit.
