@@ -31,8 +31,9 @@ pub mod attend {
     /// K/V stages in shared memory: V of one tile and K of the next. Four of 2 x 16 KiB hide about 5,000 clocks of page look-up
     /// and L2 latency.
     pub const STAGES: u32 = 4;
-    /// Q tiles: one in use, one loaded ahead for the row of blocks that comes next.
-    pub const Q_STAGES: u32 = 2;
+    /// Q tiles: one in use, one or two prepared, the rest under way. Short lists are over before the look-ups of an item, its copy
+    /// and its preparation, one after the other, are.
+    pub const Q_STAGES: u32 = 4;
     /// Registers a producer thread keeps: addresses, and the look-ups of the item that comes next.
     pub const PRODUCER_REGS: u32 = 56;
     /// Registers a consumer thread gets: 2 x 16 packed scores, 8 packed P, 68 fresh accumulator, 66 output; the rest lets
@@ -44,7 +45,7 @@ pub mod attend {
     const _: () = assert!(128 * (PRODUCER_REGS + CONSUMERS * CONSUMER_REGS) <= THREADS * LAUNCH_REGS);
     /// Tiles between flushes of the FP8 accumulator into f32. With 4 the error on the captures is 4 to 6 % larger, and over the
     /// bound; the speed is the same within the noise.
-    pub const FLUSH_TILES: u32 = 2;
+    pub const FLUSH_TILES: u32 = 4;
     // The product starts anew in the tile after a flush: `walk` tells the two apart by their number.
     const _: () = assert!(FLUSH_TILES >= 2);
     /// Threads that prepare Q tiles: warps 1 and 2 of the producer's warpgroup, two rows each.

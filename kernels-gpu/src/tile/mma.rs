@@ -45,6 +45,12 @@ impl PendingScores {
 }
 
 impl PendingProduct {
+    /// One that adds nothing.
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Self([0.0; 68])
+    }
+
     /// # Safety
     /// `wgmma::wait` has run for the group this product was committed in.
     #[inline(always)]
@@ -81,9 +87,11 @@ pub unsafe fn issue_qk<const HALF: u32>(q: SmemAddr, k: SmemAddr, reuse: Scores)
     let mut s = reuse.0;
     // SAFETY: forwarded from the caller.
     unsafe {
+        // Every step rounds to f16, the coarser the larger the sum so far. In this order the slow channels of a model's rotary
+        // embedding (the upper half of each 64 dimensions), whose products are large, come later.
         wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 0), step(k, at), 0);
-        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 2), step(k, at + 2), 1);
         wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 4), step(k, at + 4), 1);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 2), step(k, at + 2), 1);
         wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 6), step(k, at + 6), 1);
     }
     PendingScores(s)

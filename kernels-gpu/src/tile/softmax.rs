@@ -21,9 +21,9 @@ const fn both(bits: u32) -> u32 {
     bits | bits << 16
 }
 /// 2^7 is what a row's P is scaled to when its bias is set: 7.
-const TARGET: u32 = both(0x4700);
-/// Logits up to 8.75 fit e4m3 (448 = 2^8.807).
-const HIGHEST: u32 = both(0x4860);
+const TARGET: u32 = both(0x4600);
+/// Logits up to 8.85 fit e4m3: what lies above 448 = 2^8.807 becomes 448, at most 3 % less, no worse than a rounding.
+const HIGHEST: u32 = both(0x486d);
 /// The lowest score that counts as a maximum, -60,000: 65,504 would be the f16 limit.
 const LOWEST: u32 = both(0xfb53);
 /// Bounds of the bias, +-60,000: finite, so that no infinity meets its opposite.
@@ -62,8 +62,18 @@ impl OnlineSoftmax {
     #[inline(always)]
     pub fn new(scale: [f32; 2]) -> Self {
         let scale = f16x2(scale[0], scale[1]);
-        let bias = min2(fma2(LOWEST ^ SIGNS, scale, TARGET), BIAS_MAX);
-        Self { scale, bias, scale32: mul2(scale, SCALE), bias32: fma2(bias, SCALE, OFFSET) }
+        Self { scale, bias: 0, scale32: mul2(scale, SCALE), bias32: OFFSET }
+    }
+
+    /// Sets the bias by a row's first 128 scores. Nothing is summed yet that a new bias would have to rescale.
+    ///
+    /// # Safety
+    /// Called by whole warps, converged.
+    #[inline(always)]
+    pub unsafe fn start(&mut self, first: &Scores, second: &Scores) {
+        // SAFETY: forwarded from the caller.
+        let highest = unsafe { quad_max(max2(lane_max(first), lane_max(second))) };
+        self.set(self.bias_for(highest));
     }
 
     /// Sets the bias anew for rows whose maximum has outgrown the headroom. Returns the old bias, and whether any row of the
@@ -82,13 +92,25 @@ impl OnlineSoftmax {
             if moved {
                 let highest = quad_max(own);
                 let logit = fma2(highest, self.scale, self.bias);
-                let bias = max2(fma2(highest ^ SIGNS, self.scale, TARGET), BIAS_MAX ^ SIGNS);
-                let bias = sub2(sub2(bias, LOWER ^ SIGNS), LOWER);
-                self.bias = select_gt2(logit, HIGHEST, bias, self.bias);
-                self.bias32 = fma2(self.bias, SCALE, OFFSET);
+                // All rows, not only those that must: what is largest so far then lies on a code of e4m3, which is worth more than
+                // what a lower P loses, and the next warp that has to stop does so later.
+                self.set(select_gt2(logit, TARGET, self.bias_for(highest), self.bias));
             }
             (old, moved)
         }
+    }
+
+    /// The bias that brings a row's largest P to 2^7.
+    #[inline(always)]
+    fn bias_for(&self, highest: u32) -> u32 {
+        let bias = min2(max2(fma2(highest ^ SIGNS, self.scale, TARGET), BIAS_MAX ^ SIGNS), BIAS_MAX);
+        sub2(sub2(bias, LOWER ^ SIGNS), LOWER)
+    }
+
+    #[inline(always)]
+    fn set(&mut self, bias: u32) {
+        self.bias = bias;
+        self.bias32 = fma2(bias, SCALE, OFFSET);
     }
 
     /// Turns scores into P (not yet rounded to e4m3), in place. Three in eight of them by polynomial, in the issue slots that

@@ -3,12 +3,12 @@
 use super::Shared;
 use super::walk::walk;
 use crate::abi::AttendParams;
-use crate::pipeline::key_scales::KeyScales;
+use crate::pipeline::key_scales::{KeyScales, RowScales};
 use crate::pipeline::ring::Cursor;
 use crate::pipeline::work::{Slot, item};
 use crate::ptx::{math, smem, special, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
-use crate::tile::mma::{FIRST, Output, PendingScores, Product, SECOND, Scores, issue_qk, q_rows};
+use crate::tile::mma::{FIRST, Output, PendingProduct, PendingScores, SECOND, Scores, issue_qk, q_rows};
 use crate::tile::softmax::OnlineSoftmax;
 
 /// Bounds of a row's scale in f16.
@@ -34,7 +34,8 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
             let at = Cursor::at(k);
             let mut output = Output::zero();
             let mut bias = [0.0; 2];
-            let mut rest = ([0.0; 2], Product::zero());
+            let mut rest = ([0.0; 2], PendingProduct::zero());
+            let mut last = None;
             if count > 0 {
                 let row = tile_row(wg, thread);
                 let scales = shared.scales(at).offset(4 * row);
@@ -57,13 +58,20 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                     &mut softmax,
                 );
                 bias = softmax.bias();
+                last = Some(Cursor::at(stage + count));
                 stage += count + 1;
             }
             count = announced(p, shared, k + 1, stage);
             // Also where nothing comes, or no keys: nobody looks at the scores then, and products on a condition would be serialised.
             let pending = issue_first(shared, wg, k + 1, stage, [Scores::zero(), Scores::zero()]);
+            // All but the products just issued.
+            wgmma::wait::<1>();
+            let product = rest.1.landed();
+            if let Some(at) = last {
+                shared.kv.release(at, S::Rows::signals(thread));
+            }
             part(&mut rest.0, p.reserved as u32);
-            output.flush(rest.0, &rest.1);
+            output.flush(rest.0, &product);
             write(p, shared.slot(at), &output, bias);
             scores = pending.landed();
             warp::sync();
@@ -160,11 +168,11 @@ fn tile_row(wg: u32, thread: u32) -> u32 {
 /// The slot is readable; the host checked `out` and `lse`.
 #[inline(always)]
 unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
-    let sum = output.sum;
     // SAFETY: forwarded from the caller; valid rows lie inside `out` and `lse`.
     unsafe {
         // Read again rather than kept: every register that lives through the main loop would be a spill.
         let tid = special::tid_x_again();
+        let sum = [quad_sum(output.sum[0]), quad_sum(output.sum[1])];
         let row = tile_row(tid / 128 - 1, tid % 128) as i32;
         let [tile_row, from, to] = slot.rows();
         let (head, v_scale) = slot.head();
@@ -178,6 +186,19 @@ unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
             let lse = [log_sum(sum[0], bias[0]), log_sum(sum[1], bias[1])];
             store_lse(p.lse, p.hq as u32, head, rows, lse);
         }
+    }
+}
+
+/// Sum over the four lanes that share a row.
+///
+/// # Safety
+/// Called by whole warps, converged.
+#[inline(always)]
+unsafe fn quad_sum(x: f32) -> f32 {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let x = x + f32::from_bits(warp::shfl_bfly_u32(x.to_bits(), 1));
+        x + f32::from_bits(warp::shfl_bfly_u32(x.to_bits(), 2))
     }
 }
 

@@ -107,7 +107,9 @@ pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: Tens
         let mut word = tid;
         while word < STAGES * map::ONES_BYTES / 4 {
             let (stage, word_in) = (word / (map::ONES_BYTES / 4), word % (map::ONES_BYTES / 4));
-            smem::st_u32(shared.base.offset(map::V + stage * map::V_STAGE + TILE + 4 * word_in), ONES);
+            // Row 2 c sums the keys of every fourth word from word c on; the swizzle leaves those where they are.
+            let ones = if word_in / 32 == word_in % 4 * 2 { ONES } else { 0 };
+            smem::st_u32(shared.base.offset(map::V + stage * map::V_STAGE + TILE + 4 * word_in), ones);
             word += THREADS;
         }
         fence::proxy_async_shared();

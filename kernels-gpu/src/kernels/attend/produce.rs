@@ -1,8 +1,8 @@
-//! The producer's side: K and V tiles into their ring, Q tiles prepared one item ahead.
+//! The producer's side: K and V tiles into their ring, Q tiles prepared ahead.
 
 use super::{Shared, TILE};
 use crate::abi::AttendParams;
-use crate::config::attend::PREPARERS;
+use crate::config::attend::{PREPARERS, Q_STAGES};
 use crate::config::{BLOCK, HEAD_DIM};
 use crate::pipeline::ring::Cursor;
 use crate::pipeline::work::{Item, Slot, item};
@@ -27,40 +27,60 @@ pub(super) unsafe fn load(p: &AttendParams, shared: Shared, k_map: TensorMapPtr)
     }
 }
 
-/// Warps 1 and 2: brings every item's Q tile and what the consumers need to know of it, one item ahead of them; shrinks
-/// its rows, two a thread, so that their scores fit f16, and leaves each row's factor from such a score to a base-2 logit.
+/// Warps 1 and 2: brings the Q tiles of the items to come and what the consumers need to know of them, two items ahead of them
+/// and one of itself; shrinks the rows, two a thread, so that their scores fit f16, and leaves each row's factor from such a
+/// score to a base-2 logit.
 #[inline(always)]
 pub(super) unsafe fn prepare(p: &AttendParams, shared: Shared, q_map: TensorMapPtr) {
-    let mut k = 0;
+    let (mut k, mut fetched) = (0, 0);
     // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, is complete when its barrier says
     // so, and nobody else touches it before `ready`. Rows outside the tensor are zero-filled by the copy engine.
     unsafe {
-        while let Some(n) = item(p, k) {
-            let at = Cursor::at(k);
+        while item(p, k).is_some() {
             // Read again for every item: what hangs on the thread is cheaper to find anew than to keep in a register.
             let thread = special::tid_x_again() - 32;
+            // The first item is not kept waiting by the look-ups of the second.
+            let end = if k == 0 { 1 } else { k + 2 };
             if warp::shfl_idx_u32(thread, 0) == 0 {
-                let leader = (thread == 0) as u32;
-                let work = Item::locate(p, n);
-                let bytes = if work.count > 0 { TILE } else { 0 };
-                shared.q.wait_empty(at);
-                shared.slot(at).fill(p, &work, leader);
-                warp::sync();
-                mbarrier::expect_tx_if(shared.q.full(at), bytes, leader);
-                let any = leader & (work.count > 0) as u32;
-                tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], any);
+                while fetched < end {
+                    if let Some(n) = item(p, fetched) {
+                        fetch(p, shared, q_map, Cursor::at(fetched), n, (thread == 0) as u32);
+                    }
+                    fetched += 1;
+                }
             }
+            let at = Cursor::at(k);
             shared.q.wait_full(at);
             let mut row = thread;
             while row < BLOCK as u32 {
+                // Asked for before the row is shrunk, which takes as long as the answer.
+                let scale = row_scale(p, shared.slot(at), row as i32);
                 let undo = shrink_row(shared.q_tile(at), row);
-                smem::st_f32(shared.scales(at).offset(4 * row), undo * row_scale(p, shared.slot(at), row as i32));
+                smem::st_f32(shared.scales(at).offset(4 * row), undo * scale);
                 row += PREPARERS;
             }
             fence::proxy_async_shared();
             mbarrier::arrive_if(shared.ready.full(at), 1);
             k += 1;
         }
+    }
+}
+
+/// Looks item `n` up, leaves what the consumers need to know of it in its slot, and starts the copy of its Q tile.
+///
+/// # Safety
+/// Called by a whole warp, converged; `leader` is 1 in one lane; `n` is an item, `at` its place.
+#[inline(always)]
+unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Cursor<Q_STAGES>, n: u32, leader: u32) {
+    // SAFETY: forwarded from `prepare`.
+    unsafe {
+        let work = Item::locate(p, n);
+        let any = (work.count > 0) as u32;
+        shared.q.wait_empty(at);
+        shared.slot(at).fill(p, &work, leader);
+        warp::sync();
+        mbarrier::expect_tx_if(shared.q.full(at), any * TILE, leader);
+        tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], leader & any);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::config::attend::{FLUSH_TILES, STAGES};
 use crate::pipeline::key_scales::RowScales;
 use crate::pipeline::ring::Cursor;
 use crate::ptx::{SmemAddr, wgmma};
-use crate::tile::mma::{FIRST, Output, Probabilities, Product, SECOND, Scores, issue_pv, issue_qk};
+use crate::tile::mma::{FIRST, Output, PendingProduct, Probabilities, Product, SECOND, Scores, issue_pv, issue_qk};
 use crate::tile::softmax::{OnlineSoftmax, mask_columns, pack, settle};
 
 /// What the half tiles of one item hand on to each other.
@@ -50,7 +50,7 @@ pub(super) unsafe fn walk<R: RowScales>(
     limit: [i32; 2],
     output: &mut Output,
     softmax: &mut OnlineSoftmax,
-) -> ([f32; 2], Product) {
+) -> ([f32; 2], PendingProduct) {
     let signal = R::signals(thread);
     // SAFETY: all threads of the warpgroup run this converged; tiles are waited for before use and released after.
     unsafe {
@@ -61,9 +61,7 @@ pub(super) unsafe fn walk<R: RowScales>(
         shared.kv.release(at, signal);
         mask_columns(&mut a, thread % 32, limit);
         mask_columns(&mut b, thread % 32, [limit[0] - 64, limit[1] - 64]);
-        // Nothing is summed yet that a new bias would have to rescale.
-        softmax.advance(&a);
-        softmax.advance(&b);
+        softmax.start(&a, &b);
         softmax.exponentiate(&mut a);
         let mut probabilities = Probabilities([0; 8]);
         pack(&a, &mut probabilities);
@@ -99,9 +97,7 @@ pub(super) unsafe fn walk<R: RowScales>(
         if !there {
             shared.kv.wait_full(at);
         }
-        let rest = walk.last(shared.v_tile(at), b, (count % FLUSH_TILES != 1) as u32);
-        shared.kv.release(at, signal);
-        rest
+        walk.last(shared.v_tile(at), b, (count % FLUSH_TILES != 1) as u32)
     }
 }
 
@@ -138,7 +134,7 @@ impl<R: RowScales> Walk<'_, R> {
     /// # Safety
     /// As [`Walk::half`]; P is the first half's, `scores` are the second's.
     #[inline(always)]
-    unsafe fn last(&mut self, v: SmemAddr, mut scores: Scores, add: u32) -> ([f32; 2], Product) {
+    unsafe fn last(&mut self, v: SmemAddr, mut scores: Scores, add: u32) -> ([f32; 2], PendingProduct) {
         // SAFETY: forwarded from the caller.
         unsafe {
             wgmma::fence();
@@ -153,8 +149,7 @@ impl<R: RowScales> Walk<'_, R> {
             wgmma::fence();
             let product = issue_pv::<SECOND>(&self.probabilities, v, self.product.take(), 1);
             wgmma::commit();
-            wgmma::wait::<0>();
-            (self.factor, product.landed())
+            (self.factor, product)
         }
     }
 
