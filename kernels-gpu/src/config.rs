@@ -283,7 +283,7 @@ pub mod probe_sel {
         const LONG_BYTES: u32 = KEYS + LONG_STAGES * KEY_TILE_BYTES as u32 + 4 * CONSUMERS * MAX_BLOCKS as u32 * 4;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
         const _: () = assert!(LONG_BYTES <= BYTES, "stages that long rows leave unused hold the rest of the rows");
-        const _: () = assert!(KEYS % 1024 == 0, "swizzled tiles start at multiples of 1,024 bytes");
+        const _: () = assert!(KEYS.is_multiple_of(1024), "swizzled tiles start at multiples of 1,024 bytes");
         const _: () = assert!(STAGES * 16 <= 1024, "the ring's barriers fit before the stages");
     }
 }

@@ -88,12 +88,11 @@ impl Shared {
 /// As the entry; called by all threads of the block.
 #[inline(always)]
 unsafe fn probe(p: &SelectProbeParams) {
-    let (thread, shared) = (special::tid_x(), Shared::of_block(p));
+    let shared = Shared::of_block(p);
     // SAFETY: the block's threads take the same way to the block barrier; roles split on whole warps.
     unsafe {
-        // From lane 0: the same in the whole warp for ptxas too, so that what follows from it lives in uniform registers.
-        let warp = warp::shfl_idx_u32(thread / 32, 0);
-        if thread == 0 {
+        let (warp, lane) = warp_and_lane();
+        if (warp == 0) & (lane == 0) {
             shared.ring.init(CONSUMERS);
             mbarrier::init_fence();
         }
@@ -101,11 +100,11 @@ unsafe fn probe(p: &SelectProbeParams) {
         if warp >= WARPS {
             regs::setmaxnreg_dec::<PRODUCER_REGS>();
             if warp == WARPS {
-                produce(p, shared, thread % 32);
+                produce(p, shared, lane);
             }
         } else {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
-            consume(p, shared, warp, thread % 32);
+            consume(p, shared);
         }
     }
 }
@@ -147,21 +146,24 @@ unsafe fn produce(p: &SelectProbeParams, shared: Shared, lane: u32) {
 /// # Safety
 /// Called by whole warpgroups, converged; the ring is initialised.
 #[inline(always)]
-unsafe fn consume(p: &SelectProbeParams, shared: Shared, warp: u32, lane: u32) {
+unsafe fn consume(p: &SelectProbeParams, shared: Shared) {
     let mut strips = Strips::new(p);
     let mut step = 0;
     // SAFETY: all warps that meet at a barrier take the same way, which depends on the strip alone. Between the first barrier and
     // the second nobody pools or selects, and so nobody else uses what the warpgroup reads and writes there; the score rows and
     // what was seen are complete at the second.
     unsafe {
+        // Strip, warp and lane are looked up again at every stage: registers are short while tiles go by.
         while let Some(strip) = strips.current() {
+            let (warp, lane) = warp_and_lane();
             pool(p, &strip, shared.base, warp, lane);
             fence::proxy_async_shared();
             meet(p, warp / 4);
-            // Looked up again, here and below: registers are short while tiles go by.
             if let Some(strip) = strips.current() {
+                let (warp, lane) = warp_and_lane();
                 step = score(p, &strip, shared, step, warp, lane);
             }
+            let (warp, lane) = warp_and_lane();
             meet(p, warp / 4);
             if let Some(strip) = strips.current() {
                 finish(p, &strip, shared, warp, lane);
@@ -169,6 +171,17 @@ unsafe fn consume(p: &SelectProbeParams, shared: Shared, warp: u32, lane: u32) {
             strips.advance();
         }
     }
+}
+
+/// The warp, the same in all its lanes for ptxas too, and the lane.
+///
+/// # Safety
+/// Called by a whole warp, converged.
+#[inline(always)]
+unsafe fn warp_and_lane() -> (u32, u32) {
+    let thread = special::tid_x_again();
+    // SAFETY: forwarded.
+    (unsafe { warp::shfl_idx_u32(thread / 32, 0) }, thread % 32)
 }
 
 /// Waits for all warps that have groups of the warp's query block: the warpgroup, or a pair of them with means of single queries.
@@ -266,7 +279,9 @@ unsafe fn multiply(acc: &mut [u32; 64], queries: SmemAddr, shared: Shared, step:
 #[inline(always)]
 unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, warp: u32, lane: u32) {
     let request = &strip.request;
-    let parts_log2 = (KEY_POOL.trailing_zeros() as i32 - p.query_pool_log2) as u32;
+    // Here: LLVM would work all of this out before the first strip, and keep it while tiles go by.
+    let [pool_log2, total_qb, score_stride] = [p.query_pool_log2, p.total_qb, p.score_stride].map(math::here);
+    let parts_log2 = (KEY_POOL.trailing_zeros() as i32 - pool_log2) as u32;
     let Some(in_strip) = selected_block(warp, parts_log2) else { return };
     let index = strip.first - request.first_block + in_strip as i32;
     if index < 0 || index >= request.qb_len {
@@ -278,10 +293,10 @@ unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, warp: u32
     unsafe {
         let place = (request.qb_start + index) as i64;
         let block = *(p.query_blocks as *const QueryBlock).offset(place as isize);
-        let place = strip.head as i64 * p.total_qb as i64 + place;
+        let place = strip.head as i64 * total_qb as i64 + place;
         let row = Row::new(block.block, request.kb_len, p.causal != 0, p.sink, p.window, p.guards_on_top != 0);
         let scores = shared.scores(first);
-        let export = p.scores.wrapping_add((place * p.score_stride as i64) as u64 * 4);
+        let export = p.scores.wrapping_add((place * score_stride as i64) as u64 * 4);
         let mut j = lane;
         while j < row.count as u32 {
             let score = joined(shared, first, parts, j).to_bits();
@@ -313,12 +328,14 @@ unsafe fn joined(shared: Shared, warp: u32, parts: u32, j: u32) -> f32 {
     }
     let (mut largest, mut n) = (part(0), 1);
     while n < parts {
+        n = special::no_unroll(n);
         largest = math::fmax(largest, part(n));
         n += 1;
     }
     let mut cubes = 0.0;
     n = 0;
     while n < parts {
+        n = special::no_unroll(n);
         cubes += math::ex2(3.0 * (part(n) - largest));
         n += 1;
     }

@@ -30,6 +30,13 @@ pub const fn block_of(set: u32, half: u32, lane: u32) -> u32 {
     8 * set + 2 * (lane % 4) + half
 }
 
+/// The scale of a query as it enters a mean: without its last four bits. Its product with an e4m3 code, which has four bits, is then
+/// exact in f32, and a sum of products the same whether they are fused into it or not.
+#[inline(always)]
+pub const fn exact_scale(scale: f32) -> f32 {
+    f32::from_bits(scale.to_bits() & !0xF)
+}
+
 /// log2 of the query blocks in a strip of 256 groups.
 #[inline(always)]
 pub const fn strip_blocks_log2(query_pool_log2: i32) -> i32 {
