@@ -12,21 +12,20 @@
 use crate::abi::{QueryBlock, SelectProbeParams};
 use crate::config::HEAD_DIM;
 use crate::config::probe_sel::{
-    CONSUMER_REGS, CONSUMER_THREADS, CONSUMERS, GROUPS, KEY_POOL, KEY_TILE_BYTES, LONG_STAGES, MAX_BLOCKS, PAIR_BARRIER, PART_GROUPS,
-    PRODUCER_REGS, SHORT_BLOCKS, STAGES, TILE_BLOCKS, WARPGROUP_BARRIER, smem as map,
+    CONSUMER_REGS, CONSUMER_THREADS, CONSUMERS, GROUPS, KEY_POOL, PAIR_BARRIER, PART_GROUPS, PRODUCER_REGS, TILE_BLOCKS, WARPGROUP_BARRIER,
+    smem as map,
 };
 use crate::layout::descriptor_k128;
 use crate::layout::probe_sel::selected_block;
 use crate::layout::select::{Row, Rule};
-use crate::pipeline::ring::{Cursor, Ring};
+use crate::pipeline::probe::{KEY_TILE, Shared};
 use crate::ptx::{SmemAddr, barrier, fence, global, math, mbarrier, regs, smem, special, tma, warp, wgmma};
 use crate::tile::probe_pool::{Ahead, pool};
-use crate::tile::probe_sel::{Groups, corrected, masked_maxima, maxima};
+use crate::tile::probe_sel::{Groups, masked_maxima, maxima};
 use crate::tile::probe_strip::{Strip, Strips};
 use crate::tile::topk::{List, SharedScores, select_row};
 use crate::unroll;
 
-const KEY_TILE: u32 = KEY_TILE_BYTES as u32;
 /// Consumer warps; each owns the score row of 16 groups.
 const WARPS: u32 = CONSUMER_THREADS / 32;
 
@@ -39,47 +38,6 @@ const WARPS: u32 = CONSUMER_THREADS / 32;
 pub unsafe extern "gpu-kernel" fn select_probe_lists(p: SelectProbeParams) {
     // SAFETY: forwarded from the host.
     unsafe { probe(&p) }
-}
-
-/// Shared memory: where the stages end and the score rows begin depends on how long the rows are.
-#[derive(Clone, Copy)]
-struct Shared {
-    base: SmemAddr,
-    ring: Ring<STAGES>,
-    long: bool,
-}
-
-impl Shared {
-    #[inline(always)]
-    fn of_block(p: &SelectProbeParams) -> Self {
-        let base = smem::base();
-        Self { base, ring: Ring::at(base.offset(map::RING)), long: p.long_rows != 0 }
-    }
-
-    /// Place in the ring of tile number `n`. Long rows leave room for the first stages only.
-    #[inline(always)]
-    fn at(self, n: u32) -> Cursor<STAGES> {
-        let pass = n / LONG_STAGES;
-        Cursor::at(if self.long { pass * STAGES + n % LONG_STAGES } else { n })
-    }
-
-    #[inline(always)]
-    fn stage(self, at: Cursor<STAGES>) -> SmemAddr {
-        self.base.offset(map::KEYS + at.stage() * KEY_TILE)
-    }
-
-    /// The score row of warp `warp`.
-    #[inline(always)]
-    fn scores(self, warp: u32) -> SmemAddr {
-        let (stages, blocks) = if self.long { (LONG_STAGES, MAX_BLOCKS) } else { (STAGES, SHORT_BLOCKS) };
-        self.base.offset(map::KEYS + stages * KEY_TILE + warp * blocks as u32 * 4)
-    }
-
-    /// What group `group` of warp `warp` has seen.
-    #[inline(always)]
-    fn seen(self, warp: u32, group: u32) -> SmemAddr {
-        self.base.offset(map::SEEN + (warp * PART_GROUPS as u32 + group) * 4)
-    }
 }
 
 /// The kernel's body: barriers, then roles.
@@ -280,7 +238,8 @@ unsafe fn multiply(acc: &mut [u32; 64], queries: SmemAddr, shared: Shared, step:
 unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, warp: u32, lane: u32) {
     let request = &strip.request;
     // Here: LLVM would work all of this out before the first strip, and keep it while tiles go by.
-    let [pool_log2, total_qb, score_stride] = [p.query_pool_log2, p.total_qb, p.score_stride].map(math::here);
+    let [pool_log2, total_qb] = [p.query_pool_log2, p.total_qb].map(math::here);
+    let [score_stride, list_stride] = [p.score_stride, p.list_stride].map(math::here);
     let parts_log2 = (KEY_POOL.trailing_zeros() as i32 - pool_log2) as u32;
     let Some(in_strip) = selected_block(warp, parts_log2) else { return };
     let index = strip.first - request.first_block + in_strip as i32;
@@ -297,49 +256,34 @@ unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, warp: u32
         let row = Row::new(block.block, request.kb_len, p.causal != 0, p.sink, p.window, p.guards_on_top != 0);
         let scores = shared.scores(first);
         let export = p.scores.wrapping_add((place * score_stride as i64) as u64 * 4);
+        let count = row.count as u32;
+        let put = |j: u32, score: f32| {
+            let on = (j < count) as u32;
+            smem::st_u32_if(scores.offset(j * 4), score.to_bits(), on);
+            global::st_u32_if(export + j as u64 * 4, score.to_bits(), on & (p.scores != 0) as u32);
+        };
         let mut j = lane;
-        while j < row.count as u32 {
-            let score = joined(shared, first, parts, j).to_bits();
-            smem::st_u32(scores.offset(j * 4), score);
-            global::st_u32_if(export + j as u64 * 4, score, (p.scores != 0) as u32);
-            j += 32;
+        if parts == 1 {
+            // Four at a time, each a few loads that depend on one another. The row has room for whole steps; what lies behind its
+            // candidates is read and left alone.
+            while j < count {
+                let mut four = [0.0; 4];
+                unroll!(A < 4 { four[A] = shared.score(first, j + 32 * A as u32); });
+                unroll!(A < 4 { put(j + 32 * A as u32, four[A]); });
+                j += 128;
+            }
+        } else {
+            while j < count {
+                put(j, shared.joined(first, parts, j));
+                j += 32;
+            }
         }
         warp::sync();
         let rule = Rule { budget: block.budget, keep_all_ties: p.keep_all_ties != 0, low_bit: 0 };
-        let list = List { at: p.lists + (place * p.list_stride as i64) as u64 * 4, capacity: p.list_stride as u32 };
+        let list = List { at: p.lists + (place * list_stride as i64) as u64 * 4, capacity: list_stride as u32 };
         let kept = select_row(SharedScores(scores), row, rule, list, lane);
         global::st_u32_if(p.counts + place as u64 * 4, kept, (lane == 0) as u32);
     }
-}
-
-/// Score of key block `j`: the 3-norm over `parts` warps from `warp` on.
-///
-/// # Safety
-/// The rows of those warps and what their groups have seen are complete.
-#[inline(always)]
-unsafe fn joined(shared: Shared, warp: u32, parts: u32, j: u32) -> f32 {
-    let part = |n: u32| {
-        let at = shared.scores(warp + n).offset(j * 4);
-        // SAFETY: forwarded.
-        corrected(unsafe { smem::ld_f32(at) }, |group| unsafe { smem::ld_f32(shared.seen(warp + n, group)) })
-    };
-    if parts == 1 {
-        return part(0);
-    }
-    let (mut largest, mut n) = (part(0), 1);
-    while n < parts {
-        n = special::no_unroll(n);
-        largest = math::fmax(largest, part(n));
-        n += 1;
-    }
-    let mut cubes = 0.0;
-    n = 0;
-    while n < parts {
-        n = special::no_unroll(n);
-        cubes += math::ex2(3.0 * (part(n) - largest));
-        n += 1;
-    }
-    largest + math::lg2(cubes) * (1.0 / 3.0)
 }
 
 const _: () = assert!(GROUPS == WARPS * PART_GROUPS as u32 && KEY_TILE == GROUPS * HEAD_DIM as u32);
