@@ -296,7 +296,9 @@ pub struct ProbeMeansParams {
 }
 
 /// `select_probe_lists`: scores of every block pair from pooled queries and keys, and the lists they lead to.
-/// Grid (hq, most strips of a request, batch), [`crate::config::probe_sel::THREADS`] threads.
+/// Grid (up to one block a multiprocessor), [`crate::config::probe_sel::THREADS`] threads. Persistent: of the strips of all requests and
+/// heads, each request's from the longest rows to the shortest, every block takes one of each round
+/// ([`crate::layout::probe_sel::item`]). Their number fits i32.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SelectProbeParams {
@@ -348,8 +350,11 @@ pub struct SelectProbeParams {
     pub keep_all_ties: i32,
     /// 0: one K scale for all heads; 1: one per head.
     pub k_scale_stride: i32,
-    /// Zero. (A parameter of 128 bytes would pass for a tensor map.)
-    pub reserved: [i32; 2],
+    /// Requests.
+    pub batch: i32,
+    /// 1: some request has more than [`crate::config::probe_sel::SHORT_BLOCKS`] key blocks. (A parameter of 128 bytes would pass for
+    /// a tensor map.)
+    pub long_rows: i32,
 }
 
 /// `attend_fp8_d128` and `attend_fp8_d128_token_scales` (parameter 0; parameters 1 and 2 are the tensor maps of Q and of the K

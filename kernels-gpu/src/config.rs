@@ -246,39 +246,45 @@ pub mod probe_sel {
     pub const GROUPS: u32 = 64 * CONSUMERS;
     /// Threads that consume.
     pub const CONSUMER_THREADS: u32 = 128 * CONSUMERS;
-    /// The named barrier at which they meet. 0 is that of the whole block.
-    pub const CONSUMER_BARRIER: u32 = 1;
+    /// Named barriers: this and the next three, one for each consumer warpgroup. 0 is that of the whole block.
+    pub const WARPGROUP_BARRIER: u32 = 1;
+    /// And this and the next, one for each pair of them: with means of single queries a query block's groups are theirs together.
+    pub const PAIR_BARRIER: u32 = WARPGROUP_BARRIER + CONSUMERS;
     /// Threads of a block: the consumers and a producer warpgroup, of which one warp works.
     pub const THREADS: u32 = CONSUMER_THREADS + 128;
     /// Registers a producer thread keeps. Five warps a scheduler start with 96 each: 480 to share out.
     pub const PRODUCER_REGS: u32 = 32;
     /// Registers a consumer thread gets: 64 hold logits. 4 * 112 + 32 = 480.
     pub const CONSUMER_REGS: u32 = 112;
-    /// Stages of key tiles. Four warpgroups take 2,048 tensor-core clocks for one: two are look-ahead enough.
-    pub const STAGES: u32 = 2;
-    /// Longest score row that shared memory holds: 262,144 tokens.
+    /// Stages of key tiles. Four warpgroups take 2,048 tensor-core clocks for one. Two would be look-ahead enough; with four a
+    /// warpgroup may be up to three tiles ahead of another, and pool and select while the other multiplies.
+    pub const STAGES: u32 = 4;
+    /// Stages that are used where score rows are long.
+    pub const LONG_STAGES: u32 = 2;
+    /// Longest score row, in key blocks, beside which shared memory has room for all stages: 131,072 tokens.
+    pub const SHORT_BLOCKS: usize = 1024;
+    /// Longest score row beside two stages: 262,144 tokens.
     pub const MAX_BLOCKS: usize = 2048;
 
     /// Where things lie in dynamic shared memory.
     pub mod smem {
-        use super::{super::HEAD_DIM, CONSUMERS, GROUPS, KEY_TILE_BYTES, MAX_BLOCKS, STAGES};
+        use super::{super::HEAD_DIM, CONSUMERS, GROUPS, KEY_TILE_BYTES, LONG_STAGES, MAX_BLOCKS, SHORT_BLOCKS, STAGES};
         /// Query means in e4m3, 64 rows a consumer.
         pub const QUERIES: u32 = 0;
-        /// Key stages.
-        pub const KEYS: u32 = QUERIES + GROUPS * HEAD_DIM as u32;
         /// Scales of the query groups, f32; 0 for a group without a query.
-        pub const SCALES: u32 = KEYS + STAGES * KEY_TILE_BYTES as u32;
+        pub const SCALES: u32 = QUERIES + GROUPS * HEAD_DIM as u32;
         /// What each group has seen, f32.
         pub const SEEN: u32 = SCALES + GROUPS * 4;
         /// Barriers of the key ring.
         pub const RING: u32 = SEEN + GROUPS * 4;
-        /// Score rows, one a consumer warp.
-        pub const SCORES: u32 = RING + 64;
-        /// Bytes of one score row.
-        pub const SCORE_BYTES: u32 = MAX_BLOCKS as u32 * 4;
+        /// Key stages, and after those that are used the score rows, one a consumer warp.
+        pub const KEYS: u32 = RING + 1024;
         /// Bytes of dynamic shared memory.
-        pub const BYTES: u32 = SCORES + 4 * CONSUMERS * SCORE_BYTES;
+        pub const BYTES: u32 = KEYS + STAGES * KEY_TILE_BYTES as u32 + 4 * CONSUMERS * SHORT_BLOCKS as u32 * 4;
+        const LONG_BYTES: u32 = KEYS + LONG_STAGES * KEY_TILE_BYTES as u32 + 4 * CONSUMERS * MAX_BLOCKS as u32 * 4;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
-        const _: () = assert!(STAGES * 16 <= 64, "the ring's barriers fit before the scores");
+        const _: () = assert!(LONG_BYTES <= BYTES, "stages that long rows leave unused hold the rest of the rows");
+        const _: () = assert!(KEYS.is_multiple_of(1024), "swizzled tiles start at multiples of 1,024 bytes");
+        const _: () = assert!(STAGES * 16 <= 1024, "the ring's barriers fit before the stages");
     }
 }

@@ -1,6 +1,6 @@
 //! The probe selector: key means, then scores and lists in one launch.
 
-use super::{Blocks, Launcher, Lists, Paged, RowStrides, Scales, Span, int};
+use super::{Blocks, Launcher, Lists, Paged, RowStrides, Scales, Span, int, product};
 use crate::config::{Guards, ProbeConfig, StemConfig, TieRule};
 use crate::driver::{Arg, Launch};
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::geometry::Geometry;
 use crate::kv::TokenScaleLayout;
 use float8::F8E4M3;
 use stem_attn_kernels::abi::{ProbeMeansParams, SelectProbeParams};
-use stem_attn_kernels::config::probe_sel::{KEY_TILE_BYTES, MAX_BLOCKS};
+use stem_attn_kernels::config::probe_sel::{KEY_TILE_BYTES, MAX_BLOCKS, SHORT_BLOCKS};
 use stem_attn_kernels::layout::probe_sel::{strips, tiles};
 
 /// Extents of the tiles of key means: `[hkv, tiles, 32768]` bytes, 128-byte aligned.
@@ -16,9 +16,16 @@ pub fn key_tiles(geometry: &Geometry, hkv: usize) -> [usize; 3] {
     [hkv, tiles(geometry.total_kb(), geometry.requests.len()), KEY_TILE_BYTES]
 }
 
-/// Grid of [`probe`]: a head, a strip of the longest request, a request.
-pub(crate) fn grid(geometry: &Geometry, hq: usize, config: &ProbeConfig) -> Launch {
-    Launch::grid(hq, strips(geometry.max_qb, pool_log2(config)), geometry.requests.len())
+/// What [`probe`] has to do: the strips of all requests, for each of `hq` heads.
+///
+/// # Errors
+/// [`Error::Value`] beyond 2,147,483,647 of them.
+pub(crate) fn items(geometry: &Geometry, hq: usize, config: &ProbeConfig) -> Result<usize> {
+    let pool = pool_log2(config) as i32;
+    let strips = geometry.requests.iter().map(|r| strips(r.first_block, r.qb_len, pool) as usize).sum();
+    let items = product("strips of query groups and heads", &[strips, hq])?;
+    int("strips of query groups and heads", items)?;
+    Ok(items)
 }
 
 /// Checks that the kernels compute a setting on a batch: see [`ProbeConfig::require_gpu`].
@@ -106,10 +113,14 @@ pub struct Probe {
 /// Scores of every block pair and the lists they lead to, with the geometry's budgets.
 ///
 /// # Errors
-/// As [`probe_means`]; [`Error::Unsupported`] for a setting that is not built, or a request beyond 262,144 tokens.
+/// As [`probe_means`], [`Error::Value`] for a softmax scale that is not positive and finite among them; [`Error::Unsupported`] for a
+/// setting that is not built, or a request beyond 262,144 tokens.
 pub fn probe(at: &Launcher<'_>, args: &Probe, probe: &ProbeConfig, config: &StemConfig) -> Result<()> {
     let geometry = at.geometry.host();
     require(geometry, probe)?;
+    if !(args.softmax_scale.is_finite() && args.softmax_scale > 0.0) {
+        return Err(Error::value("softmax_scale", "a positive finite number", args.softmax_scale));
+    }
     let (hq, hkv, total_qb) = (at.heads.hq, at.heads.hkv, geometry.total_qb());
     args.lists.require_room(geometry)?;
     args.lists.check(at)?;
@@ -150,9 +161,11 @@ pub fn probe(at: &Launcher<'_>, args: &Probe, probe: &ProbeConfig, config: &Stem
         guards_on_top: matches!(config.guards, Guards::OnTop).into(),
         keep_all_ties: matches!(config.ties, TieRule::KeepAll).into(),
         k_scale_stride,
-        reserved: [0; 2],
+        batch: int("requests", geometry.requests.len())?,
+        long_rows: (geometry.max_kb > SHORT_BLOCKS).into(),
     };
-    let grid = grid(geometry, hq, probe);
+    // A persistent grid: one block a multiprocessor.
+    let grid = Launch::grid(items(geometry, hq, probe)?.min(at.kernels.sm_count()), 1, 1);
     // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory.
     unsafe { at.kernels.probe.launch(at.stream, &grid, &[Arg::of(&params)]) }
 }

@@ -101,7 +101,7 @@ impl PlanDesc<'_> {
         if let Some(Selector::Probe(probe)) = config.map(|config| &config.selector) {
             ops::require_probe(&geometry, probe)?;
             ProbeConfig::require_head_scales(self.pages.k_token_scales != TokenScaleLayout::None)?;
-            ops::probe_grid(&geometry, heads.hq, probe).validate("probe selector")?;
+            ops::probe_items(&geometry, heads.hq, probe)?;
         }
         let layout = Layout::new(&geometry, heads, &self.selection)?;
         Ok(Checked { heads, geometry, layout })

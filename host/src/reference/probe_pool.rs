@@ -10,6 +10,7 @@ use crate::kv::scales::TokenScaleLayout;
 use float8::F8E4M3;
 use rayon::prelude::*;
 use stem_attn_kernels::config::{BLOCK, HEAD_DIM};
+use stem_attn_kernels::layout::probe_sel::exact_scale;
 
 /// What stands for the keys of every sub-block, in units of the K codes (real values are these times `k_scale`).
 #[derive(Clone, Debug)]
@@ -90,7 +91,8 @@ pub fn key_means(kv: &PagedKv<'_>, geometry: &Geometry, config: &ProbeConfig) ->
 /// positions; tokens of a group that are not new count as nothing, in the sum and in the number.
 ///
 /// With `fp8` a mean is divided by its largest magnitude and rounded to e4m3: products with any keys then stay below
-/// 128 * 448, which f16 accumulators hold.
+/// 128 * 448, which f16 accumulators hold. (The sum is, so that nothing is rounded twice; the mean's scale is the sum's over the
+/// number of queries.) Scales enter without their last four bits: [`exact_scale`].
 ///
 /// # Errors
 /// [`crate::Error::Shape`] naming `q` or `q_scale`; [`ProbeConfig::validate`]'s; [`crate::Error::Value`] naming a table of the geometry.
@@ -112,19 +114,21 @@ pub fn query_means(q: &[F8E4M3], q_scale: &[f32], hq: usize, geometry: &Geometry
             let at = (request.q_start as usize + t) * hq + head;
             let g = (history + t - block.block as usize * BLOCK) / pool;
             counts[g] += 1;
+            let scale = exact_scale(q_scale[at]);
             for (sum, &code) in means[g * HEAD_DIM..].iter_mut().zip(&q[at * HEAD_DIM..(at + 1) * HEAD_DIM]) {
-                *sum += q_scale[at] * fp8::decode(code);
+                *sum += scale * fp8::decode(code);
             }
         }
         for ((mean, scale), count) in means.chunks_exact_mut(HEAD_DIM).zip(scales).zip(counts) {
             let inverse = 1.0 / count.max(1) as f32;
-            mean.iter_mut().for_each(|x| *x *= inverse);
-            *scale = if count == 0 { 0.0 } else { 1.0 };
             if config.fp8 && count > 0 {
                 let largest = mean.iter().fold(LEAST_SCALE, |m, x| m.max(x.abs()));
                 let factor = 1.0 / largest;
                 mean.iter_mut().for_each(|x| *x = fp8::decode(fp8::encode(*x * factor)));
-                *scale = largest;
+                *scale = largest * inverse;
+            } else {
+                mean.iter_mut().for_each(|x| *x *= inverse);
+                *scale = if count == 0 { 0.0 } else { 1.0 };
             }
         }
     });

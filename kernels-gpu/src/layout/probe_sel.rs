@@ -30,6 +30,13 @@ pub const fn block_of(set: u32, half: u32, lane: u32) -> u32 {
     8 * set + 2 * (lane % 4) + half
 }
 
+/// The scale of a query as it enters a mean: without its last four bits. Its product with an e4m3 code, which has four bits, is then
+/// exact in f32, and a sum of products the same whether they are fused into it or not.
+#[inline(always)]
+pub const fn exact_scale(scale: f32) -> f32 {
+    f32::from_bits(scale.to_bits() & !0xF)
+}
+
 /// log2 of the query blocks in a strip of 256 groups.
 #[inline(always)]
 pub const fn strip_blocks_log2(query_pool_log2: i32) -> i32 {
@@ -37,10 +44,61 @@ pub const fn strip_blocks_log2(query_pool_log2: i32) -> i32 {
     query_pool_log2 + SPARE
 }
 
-/// Most strips of a request with at most `max_qb` query blocks: its first may start anywhere in a strip.
-pub const fn strips(max_qb: usize, query_pool_log2: u32) -> usize {
-    let blocks = 1 << strip_blocks_log2(query_pool_log2 as i32);
-    if max_qb == 0 { 0 } else { (max_qb - 1) / blocks + 2 }
+/// Strips of a request whose `qb_len` query blocks start at block `first_block`. They are cut at absolute positions, so that the
+/// last tile of keys that a strip sees is the only one with a diagonal in it.
+#[inline(always)]
+pub const fn strips(first_block: i32, qb_len: i32, query_pool_log2: i32) -> u32 {
+    let shift = strip_blocks_log2(query_pool_log2);
+    if qb_len > 0 { (((first_block + qb_len - 1) >> shift) - (first_block >> shift) + 1) as u32 } else { 0 }
+}
+
+/// Item that block `block` of a grid of `blocks` takes in round `round`. There and back again: in a round of falling lengths the
+/// first block would always get the longest row.
+#[inline(always)]
+pub const fn item(round: u32, block: u32, blocks: u32) -> u32 {
+    round * blocks + if round.is_multiple_of(2) { block } else { blocks - 1 - block }
+}
+
+/// A place in the batch, for items that are looked up in ascending order.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The request.
+    pub request: i32,
+    /// Items of the requests before it.
+    before: u32,
+}
+
+impl Place {
+    /// The first request.
+    pub const START: Self = Self { request: 0, before: 0 };
+
+    /// Goes on to the request of item `n`, whose number among the request's own is given back; `None` when there are not so many.
+    /// `items` says how many a request has.
+    #[inline(always)]
+    pub fn seek(&mut self, n: u32, batch: i32, items: impl Fn(i32) -> u32) -> Option<u32> {
+        while self.request < batch {
+            let own = items(self.request);
+            if n - self.before < own {
+                return Some(n - self.before);
+            }
+            self.before += own;
+            self.request += 1;
+        }
+        None
+    }
+}
+
+/// Query block of a strip whose list consumer warp `warp` selects, where the groups of a query block are those of
+/// `1 << parts_log2` warps: one warp of the block's own warpgroups, and as many on each of the four schedulers (`warp % 4`).
+#[inline(always)]
+pub const fn selected_block(warp: u32, parts_log2: u32) -> Option<u32> {
+    let (warpgroup, slot) = (warp / 4, warp % 4);
+    if parts_log2 == 3 {
+        return if warpgroup.is_multiple_of(2) && slot == warpgroup { Some(warpgroup / 2) } else { None };
+    }
+    let blocks = 4 >> parts_log2;
+    let index = slot.wrapping_sub(warpgroup * blocks) % 4;
+    if index < blocks { Some(warpgroup * blocks + index) } else { None }
 }
 
 /// How many of the 16 sub-blocks of key block `block` a group may see whose last visible key is `limit`.
@@ -104,12 +162,55 @@ mod tests {
 
     #[test]
     fn strips_cover_every_block() {
-        for (pool, first, len) in (0..4).flat_map(|p| (0..40).flat_map(move |f| (1..70).map(move |n| (p, f, n)))) {
-            let shift = strip_blocks_log2(pool);
-            let needed = ((first + len - 1) >> shift) - (first >> shift) + 1;
-            assert!(needed as usize <= strips(len as usize, pool as u32), "pool {pool}: {len} from {first}");
+        for (pool, first, len) in (0..4).flat_map(|p| (0..40).flat_map(move |f| (0..70).map(move |n| (p, f, n)))) {
+            let mut of_blocks: Vec<i32> = (first..first + len).map(|block| block >> strip_blocks_log2(pool)).collect();
+            of_blocks.dedup();
+            assert_eq!(strips(first, len, pool) as usize, of_blocks.len(), "pool {pool}: {len} from {first}");
         }
         assert_eq!((strip_blocks_log2(3), strip_blocks_log2(0)), (4, 1));
+    }
+
+    #[test]
+    fn every_item_is_taken_once_and_its_request_found() {
+        for items in [vec![], vec![0], vec![5], vec![0, 3, 0, 0, 7, 1], vec![200, 1, 1, 300, 0]] {
+            let (batch, total) = (items.len() as i32, items.iter().sum::<u32>());
+            for blocks in [1, 2, 7, 132] {
+                let mut taken: Vec<(i32, u32)> = vec![];
+                for block in 0..blocks {
+                    let (mut place, mut round) = (Place::START, 0);
+                    while let Some(own) = place.seek(item(round, block, blocks), batch, |request| items[request as usize]) {
+                        taken.push((place.request, own));
+                        round += 1;
+                        // Asked again, it gives the same.
+                        assert_eq!(place.seek(item(round - 1, block, blocks), batch, |request| items[request as usize]), Some(own));
+                    }
+                    // A block that misses a round has no later one either.
+                    assert!(item(round, block, blocks) >= total && item(round + 1, block, blocks) >= total);
+                }
+                taken.sort_unstable();
+                let all = (0..batch).flat_map(|r| (0..items[r as usize]).map(move |own| (r, own)));
+                assert!(taken.iter().copied().eq(all), "{items:?} over {blocks}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_query_block_is_selected_by_one_warp_of_its_own() {
+        for parts_log2 in 0..4 {
+            let parts = 1 << parts_log2;
+            let selected: Vec<(u32, u32)> = (0..16).filter_map(|warp| Some((selected_block(warp, parts_log2)?, warp))).collect();
+            let mut blocks: Vec<u32> = selected.iter().map(|s| s.0).collect();
+            blocks.sort_unstable();
+            assert_eq!(blocks, (0..16 / parts).collect::<Vec<_>>());
+            let mut schedulers = [0; 4];
+            for (block, warp) in selected {
+                // Who shares a barrier with it: its warpgroup, or a pair of them.
+                let team = if parts == 8 { 8 } else { 4 };
+                assert!((block * parts..(block + 1) * parts).all(|part| part / team == warp / team), "block {block}, warp {warp}");
+                schedulers[warp as usize % 4] += 1;
+            }
+            assert!(schedulers.iter().max() == Some(&(16 / parts).div_ceil(4)), "{schedulers:?}");
+        }
     }
 
     #[test]

@@ -62,6 +62,29 @@ pub unsafe fn ld_nc_v4(ptr: u64) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Where `on` is not 0, loads 128 bits through the read-only path; else zeros. PTX: `@p ld.global.nc.v4.u32 {d0, d1, d2, d3}, [a]`.
+/// Called by a thread, or by a warp with some lanes `on`.
+///
+/// # Safety
+/// As [`ld_nc_v4`], for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn ld_nc_v4_if(ptr: u64, on: u32) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; mov.u32 {a}, 0; mov.u32 {b}, 0; mov.u32 {c}, 0; mov.u32 {d}, 0; @p ld.global.nc.v4.u32 {{{a}, {b}, {c}, {d}}}, [{ptr}]; }}",
+            a = out(reg32) a,
+            b = out(reg32) b,
+            c = out(reg32) c,
+            d = out(reg32) d,
+            ptr = in(reg64) ptr,
+            on = in(reg32) on,
+        );
+    }
+    [a, b, c, d]
+}
+
 /// Stores 32 bits. PTX: `st.global.u32 [a], v`. Called by any thread.
 ///
 /// # Safety

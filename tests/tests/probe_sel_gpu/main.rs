@@ -5,6 +5,7 @@
 
 mod capture;
 mod model;
+mod strips;
 mod times;
 
 use float8::F8E4M3;
@@ -103,6 +104,15 @@ impl<'a> Case<'a> {
     /// Both kernels, into poisoned buffers. `scores` says whether scores are asked for.
     fn run(&self, config: &StemConfig, scores: bool) -> Done {
         let Selector::Probe(probe) = &config.selector else { panic!("a probe selector") };
+        self.with_args(scores, |bench, args, download| {
+            ops::probe_means(&bench.at(), &ProbeMeans { kv: self.kv, k_tiles: args.k_tiles, blocks: Blocks::All }).expect("launch");
+            ops::probe(&bench.at(), args, probe, config).expect("launch");
+            download()
+        })
+    }
+
+    /// Hands `f` the arguments of [`ops::probe`], on poisoned buffers, and what downloads its outputs.
+    fn with_args<T>(&self, scores: bool, f: impl FnOnce(&Bench, &Probe, &dyn Fn() -> Done) -> T) -> T {
         let (bench, gpu, geometry) = (self.bench, &self.bench.gpu, self.geometry);
         let (hq, total_qb, stride) = (self.heads.hq, geometry.total_qb(), geometry.max_kb.max(1));
         let tile_bytes = ops::key_tiles(geometry, self.heads.hkv).iter().product();
@@ -111,14 +121,12 @@ impl<'a> Case<'a> {
         let lists: CudaSlice<i32> = gpu.poisoned(hq * total_qb * geometry.list_stride);
         let counts: CudaSlice<i32> = gpu.poisoned(hq * total_qb);
         let (q, q_scale) = (gpu.upload(self.q), gpu.upload(self.q_scale));
-        let k_tiles = bench.span(&k_tiles, tile_bytes);
-        ops::probe_means(&bench.at(), &ProbeMeans { kv: self.kv, k_tiles, blocks: Blocks::All }).expect("launch");
         let args = Probe {
             q: bench.span(&q, self.q.len()),
             q_rows: self.q_rows,
             q_scale: bench.span(&q_scale, self.q_scale.len()),
             scales: self.scales,
-            k_tiles,
+            k_tiles: bench.span(&k_tiles, tile_bytes),
             lists: Lists {
                 lists: bench.span(&lists, hq * total_qb * geometry.list_stride),
                 counts: bench.span(&counts, hq * total_qb),
@@ -127,8 +135,7 @@ impl<'a> Case<'a> {
             scores: scores.then(|| (bench.span(&out_scores, hq * total_qb * stride), stride)),
             softmax_scale: default_softmax_scale() as f32,
         };
-        ops::probe(&bench.at(), &args, probe, config).expect("launch");
-        Done {
+        f(bench, &args, &|| Done {
             scores: gpu.download(&out_scores, hq * total_qb * stride),
             lists: BlockLists {
                 hq,
@@ -137,7 +144,7 @@ impl<'a> Case<'a> {
                 counts: gpu.download(&counts, hq * total_qb),
                 lists: gpu.download(&lists, hq * total_qb * geometry.list_stride),
             },
-        }
+        })
     }
 }
 
