@@ -33,6 +33,9 @@ pub struct Attend {
     pub lse: Option<Span<f32>>,
     /// Multiplies the logits.
     pub softmax_scale: f32,
+    /// Whether the kernel may start before the one queued before it has ended, which must be another stage of the same run: only
+    /// those wait for what came before them.
+    pub overlap: bool,
 }
 
 impl Attend {
@@ -83,7 +86,7 @@ pub fn attend(at: &Launcher<'_>, args: &Attend) -> Result<()> {
     // A persistent grid: one block a multiprocessor, each with every sm_count-th item.
     let items = product("query blocks and heads", &[hq, geometry.total_qb()])?;
     int("query blocks and heads", items)?;
-    let grid = Launch::grid(items.min(at.kernels.sm_count()), 1, 1);
+    let grid = Launch::grid(items.min(at.kernels.sm_count()), 1, 1).overlap(args.overlap && at.kernels.overlaps());
     if grid.is_empty() {
         // An empty tensor has no map.
         return Ok(());

@@ -36,10 +36,10 @@ impl Plan {
         let at = self.launcher(stream);
         let placed = Placed::new(workspace, &self.layout)?;
         // Every stage checks what it reads; the last stage's outputs must not be found short once the first is queued.
-        self.attend_args(tensors, &placed, outputs)?.check(&at)?;
+        self.attend_args(tensors, &placed, outputs, true)?.check(&at)?;
         self.stage_summarize_kv(&at, tensors, &placed)?;
         self.stage_select(&at, tensors, &placed, None, true)?;
-        self.stage_attend(&at, tensors, &placed, outputs)
+        self.stage_attend(&at, tensors, &placed, outputs, true)
     }
 
     /// First stage: key sums and run norms, where the plan selects, and V tiles, into the workspace: of all blocks, or of the
@@ -100,7 +100,7 @@ impl Plan {
         let (tensors, _inputs) = tensors.spans(stream)?;
         let (scratch, _scratch) = read("workspace", workspace.buffer(), stream)?;
         let (outputs, _outputs) = outputs.spans(stream)?;
-        self.stage_attend(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?, &outputs)
+        self.stage_attend(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?, &outputs, false)
     }
 
     pub(super) fn launcher<'a>(&'a self, stream: &'a Arc<CudaStream>) -> Launcher<'a> {
@@ -187,11 +187,12 @@ impl Plan {
         ops::select(at, &args, config)
     }
 
-    fn stage_attend(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed, outputs: &RawOutputs) -> Result<()> {
-        ops::attend(at, &self.attend_args(tensors, placed, outputs)?)
+    /// `overlap`: whether another stage was queued right before.
+    fn stage_attend(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed, outputs: &RawOutputs, overlap: bool) -> Result<()> {
+        ops::attend(at, &self.attend_args(tensors, placed, outputs, overlap)?)
     }
 
-    fn attend_args(&self, tensors: &RawTensors, placed: &Placed, outputs: &RawOutputs) -> Result<Attend> {
+    fn attend_args(&self, tensors: &RawTensors, placed: &Placed, outputs: &RawOutputs, overlap: bool) -> Result<Attend> {
         let lists = match (&self.selection, self.layout.selected(), tensors.lists) {
             (PlanSelection::Dense, ..) => None,
             (PlanSelection::Lists { stride }, _, Some([lists, counts])) => Some(Lists { lists, counts, stride: *stride }),
@@ -210,6 +211,7 @@ impl Plan {
             out_rows: self.rows.out.unwrap_or(RowStrides::packed(self.heads.hq)),
             lse: outputs.lse,
             softmax_scale: self.softmax_scale,
+            overlap,
         })
     }
 }

@@ -35,6 +35,7 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
             let mut output = Output::zero();
             let mut bias = [0.0; 2];
             let mut rest = ([0.0; 2], PendingProduct::zero());
+            // Stage of the last V tile, which is given back when its product has landed.
             let mut last = None;
             if count > 0 {
                 let row = tile_row(wg, thread);

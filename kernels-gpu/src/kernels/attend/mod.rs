@@ -18,7 +18,7 @@ use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::Slot;
 use crate::ptx::SmemAddr;
 use crate::ptx::tma::{TensorMap, TensorMapPtr};
-use crate::ptx::{barrier, fence, mbarrier, regs, smem, special, tma, warp};
+use crate::ptx::{barrier, fence, mbarrier, pdl, regs, smem, special, tma, warp};
 
 const TILE: u32 = TILE_BYTES as u32;
 /// Four e4m3 ones.
@@ -116,6 +116,8 @@ pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: Tens
         barrier::sync_all();
         if warpgroup == 0 {
             regs::setmaxnreg_dec::<PRODUCER_REGS>();
+            // Lists, V tiles and pages may come from the kernels before. The consumers only see what the producers bring.
+            pdl::wait();
             if tid < 32 {
                 produce::load(p, shared, k_map);
             } else if tid < 32 + PREPARERS {
