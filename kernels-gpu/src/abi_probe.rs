@@ -103,6 +103,10 @@ pub const SPECIAL_WORDS: usize = 10;
 pub const MBARRIER_WORDS: usize = 3;
 /// Words that `probe_gather` writes per thread and round.
 pub const GATHER_WORDS: usize = 3;
+/// Words that `probe_cp_async` writes per thread and round.
+pub const CP_ASYNC_WORDS: usize = 6;
+/// Groups of copies that `probe_cp_async` keeps in flight.
+pub const CP_ASYNC_STAGES: u32 = 4;
 /// Words that `probe_math` writes per element.
 pub const MATH_WORDS: usize = 7;
 /// Words of each result of `probe_half`.
