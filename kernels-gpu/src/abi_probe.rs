@@ -96,7 +96,7 @@ pub const UNTOUCHED: u32 = 0xA5A5_A5A5;
 /// Words that `probe_smem` writes per thread.
 pub const SMEM_WORDS: usize = 9;
 /// Words that `probe_warp` writes per thread.
-pub const WARP_WORDS: usize = 10;
+pub const WARP_WORDS: usize = 11;
 /// Words that `probe_special` writes per thread.
 pub const SPECIAL_WORDS: usize = 10;
 /// Words that `probe_mbarrier` writes per thread and round.
