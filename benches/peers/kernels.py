@@ -7,7 +7,7 @@ import importlib
 import torch
 import torch.nn.functional as F
 
-from inputs import BLOCK
+from inputs import BLOCK, Inputs
 
 
 def heads_first(x):
@@ -81,6 +81,16 @@ class Flex:
     def run(self):
         out = Flex.compiled(self.q, self.k, self.v, block_mask=self.mask, enable_gqa=True)
         return out[0].transpose(0, 1)
+
+
+class Blank:
+    """Inputs without data: what FlexAttention needs to compile for a length."""
+
+    mask = Inputs.mask
+
+    def __init__(self, tokens, hq, hkv, device):
+        self.q, self.k, self.v = (torch.zeros(tokens, heads, 128, dtype=torch.bfloat16, device=device) for heads in (hq, hkv, hkv))
+        self.tokens, self.hq, self.blocks = tokens, hq, tokens // BLOCK
 
 
 def causal(batch, head, query, key):
@@ -163,11 +173,15 @@ class Gemm:
 
     def __init__(self, device, extent=extent):
         self.extent = extent
+        self.draw(device)
 
-        def draw():
+    def draw(self, device):
+        extent = self.extent
+
+        def matrix():
             return torch.randn(extent, extent, device=device).to(torch.float8_e4m3fn)
 
-        self.a, self.b = draw(), draw().t()
+        self.a, self.b = matrix(), matrix().t()
         self.one = torch.ones((), dtype=torch.float32, device=device)
 
     def run(self):
@@ -178,13 +192,26 @@ class Gemm:
         return 2 * self.extent**3
 
     def bytes(self):
-        return 4 * self.extent**2
+        return (2 * self.element + 2) * self.extent**2
 
     def error(self, rows=16):
         expected = self.a[:rows].double() @ self.b.double()
         return ((self.run()[:rows].double() - expected).norm() / expected.norm()).item()
 
 
+class Gemm16(Gemm):
+    """The roof of the bf16 peers."""
+
+    name, dtype, element = "cuBLAS BF16 GEMM", "bf16", 2
+
+    def draw(self, device):
+        self.a, self.b = (torch.randn(self.extent, self.extent, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def run(self):
+        return self.a @ self.b
+
+
+ROOFS = {"gemm": Gemm, "gemm16": Gemm16}
 PEERS = {
     "cudnn": CudnnSdpa,
     "flash": FlashSdpa,

@@ -19,8 +19,9 @@ import time
 
 import torch
 
+import table
 from inputs import Inputs, reference, relative_error, sample_rows
-from kernels import PEERS, Gemm
+from kernels import PEERS, ROOFS, Blank, Flex
 from measure import Sampler, Series, Timer
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -33,16 +34,16 @@ def arguments():
     built = next((str(place) for place in PLACES if place.is_file()), None)
     parser.add_argument("--stem", default=built, required=built is None, help="the stem program")
     parser.add_argument("--records", required=True, help="file that a JSON line per measurement is added to")
-    parser.add_argument("--seq", default="8192,32768,131072", help="lengths in tokens")
+    parser.add_argument("--seq", default="8192,16384,32768,65536,131072", help="lengths in tokens")
     parser.add_argument("--skip", default="0.5,0.75,0.9", help="shares of the causal blocks left out, besides none")
     parser.add_argument("--stages", default="attend,select,summarize_kv,append_kv,prefill,host_plan,host_run", help="stages of stem")
     parser.add_argument("--hq", type=int, default=32)
     parser.add_argument("--hkv", type=int, default=4)
-    parser.add_argument("--peers", default=",".join(["gemm", *PEERS]), help="which peers")
+    parser.add_argument("--peers", default=",".join([*ROOFS, *PEERS]), help="which peers")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
     parser.add_argument("--repeat", type=int, default=10, help="timed launches a turn")
     parser.add_argument("--l2", choices=["warm", "flushed"], default="flushed")
-    parser.add_argument("--limit", type=float, default=280, help="seconds after which no further length is begun")
+    parser.add_argument("--limit", type=float, default=240, help="seconds after which no further length is begun")
     parser.add_argument("--flex-limit", type=int, default=1 << 20, help="longest length for FlexAttention")
     parser.add_argument("--tune", action="store_true", help="let FlexAttention tune its kernel (minutes a length)")
     parser.add_argument("--cpu", action="store_true", help="no GPU: tests this script, times mean nothing")
@@ -76,10 +77,10 @@ class Stem:
         self.expect("done")
 
     def finish(self):
-        """The table that it prints last."""
+        """Waits for its end. Its own table, which has a wide row for every line, is not passed on."""
         self.child.stdin.close()
-        for line in self.child.stdout:
-            print(line, end="", flush=True)
+        for _ in self.child.stdout:
+            pass
         if self.child.wait() != 0:
             sys.exit(f"stem bench ended with {self.child.returncode}")
 
@@ -122,10 +123,21 @@ def driver():
         return None
 
 
-def prepare(name, inputs, line, args, expected, rows):
-    """A peer's series on one line, its output checked; or None, with the reason printed."""
+def compile_ahead(tokens, args, device):
+    """Compiles FlexAttention for a length, while `stem bench` prepares it. What fails here fails again, and is told, later."""
+    try:
+        Flex(Blank(tokens, args.hq, args.hkv, device), "dense", args).run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except Exception:
+        pass
+
+
+def prepare(name, inputs, line, args, expected, rows, missing):
+    """A peer's series on one line, its output checked; or None, with the reason printed. `missing`: peers that are not installed."""
     peer = PEERS[name]
-    if line != "dense" and not peer.sparse:
+    if line != "dense" and not peer.sparse or name in missing:
         return None
     if name == "flex" and inputs.tokens > args.flex_limit:
         print(f"  {peer.name}: left out above {args.flex_limit} tokens", flush=True)
@@ -135,6 +147,8 @@ def prepare(name, inputs, line, args, expected, rows):
         engine = peer(inputs, line, args)
         error = relative_error(engine.run(), rows, expected)
     except Exception as reason:  # Whatever a library raises, the others are still to be measured.
+        if isinstance(reason, ImportError):
+            missing.add(name)
         print(f"  {peer.name}, {line}: cannot be had: {type(reason).__name__}: {first_line(reason)}", flush=True)
         return None
     if not error <= peer.tolerance:
@@ -156,16 +170,16 @@ def prepare(name, inputs, line, args, expected, rows):
     return series
 
 
-def gemm(device):
-    """The roof's series, checked."""
+def roof(name, device):
+    """A roof's series, checked."""
     try:
-        engine = Gemm(device)
+        engine = ROOFS[name](device)
         error = engine.error()
     except Exception as reason:
-        print(f"  {Gemm.name}: cannot be had: {type(reason).__name__}: {first_line(reason)}", flush=True)
+        print(f"  {ROOFS[name].name}: cannot be had: {type(reason).__name__}: {first_line(reason)}", flush=True)
         return None
     if not error <= 0.01:
-        print(f"  {Gemm.name}: wrong (relative error {error:.4f}), so no time", flush=True)
+        print(f"  {engine.name}: wrong (relative error {error:.4f}), so no time", flush=True)
         return None
     series = Series(engine, engine.run, {"bench": "gemm", "seq": engine.extent, "bytes": engine.bytes(), "error": error})
     series.work = (engine.flops(), engine.flops(), None)
@@ -182,9 +196,9 @@ def main():
     torch.manual_seed(0)
     skips = [s for s in args.skip.split(",") if s]
     peers = [p for p in args.peers.split(",") if p]
-    unknown = [p for p in peers if p not in PEERS and p != "gemm"]
+    unknown = [p for p in peers if p not in PEERS and p not in ROOFS]
     if unknown:
-        sys.exit(f"unknown peers {', '.join(unknown)}; there are gemm, {', '.join(PEERS)}")
+        sys.exit(f"unknown peers {', '.join(unknown)}; there are {', '.join([*ROOFS, *PEERS])}")
     run = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     common = {
         "backend": device.type,
@@ -203,13 +217,18 @@ def main():
     shm = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30 else None
     folder = tempfile.mkdtemp(prefix="stem-peers-", dir=shm)
     stem = Stem(args, folder, run, skips)
+    missing = set()
     try:
         for index, seq in enumerate(int(n) for n in args.seq.split(",")):
+            late = time.monotonic() - began > args.limit
+            if not late and "flex" in peers and seq <= args.flex_limit:
+                compile_ahead(seq, args, device)
+            # Only now the records of the length before are written.
             stem.expect("ready")
+            if late:
+                print(f"past {args.limit:.0f} s: {seq} tokens and what follows are left out", flush=True)
+                break
             print(f"{seq} tokens, {time.monotonic() - began:.0f} s so far", flush=True)
-            if time.monotonic() - began > args.limit:
-                print(f"  past {args.limit:.0f} s: {seq} tokens and longer are left out", flush=True)
-                return
             path = pathlib.Path(folder) / f"{seq}.safetensors"
             inputs = Inputs(str(path), device)
             path.unlink()
@@ -217,10 +236,10 @@ def main():
             turns = {line: [] for line in stem.lines}
             for line in ["dense", *skips]:
                 expected = reference(inputs, line, rows)
-                found = [prepare(name, inputs, line, args, expected, rows) for name in peers if name != "gemm"]
+                found = [prepare(name, inputs, line, args, expected, rows, missing) for name in peers if name in PEERS]
                 turns[line] = [series for series in found if series]
-            if index == 0 and "gemm" in peers:
-                turns["dense"] += [series for series in [gemm(device)] if series]
+            if index == 0:
+                turns["dense"] += [series for series in (roof(name, device) for name in peers if name in ROOFS) if series]
             print(f"  timing, {time.monotonic() - began:.0f} s so far", flush=True)
             for _ in range(args.rounds):
                 for line in stem.lines:
@@ -234,7 +253,9 @@ def main():
             del inputs, turns
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        stem.finish()
+        else:
+            stem.finish()
+        table.show(args.records, run)
         print(f"done in {time.monotonic() - began:.0f} s")
     finally:
         stem.stop()

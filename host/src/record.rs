@@ -11,8 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// `tflops_dense_equiv` all of them, both over the stage's median time. Of `gemm`, the roof, both are 2 x M x N x K.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// `attend`, `select`, `summarize_kv`, `append_kv`, `prefill` (summarize_kv, select and attend together), `host_plan` or
-    /// `host_run` (host time of making a plan and of queueing a prefill on it), or `gemm` (a peer's matrix product).
+    /// `attend`, `select`, `summarize_kv`, `probe_means` (the part of summarize_kv that the probe selector wants), `append_kv`,
+    /// `prefill` (summarize_kv, select and attend together), `host_plan` or `host_run` (host time of making a plan and of queueing a prefill on it), or `gemm` (a peer's matrix product).
     pub bench: String,
     /// `cuda` or `cpu`.
     pub backend: String,
@@ -42,7 +42,7 @@ pub struct Record {
     pub softmax: Option<String>,
     /// Where the blocks come from: `hpc`, `paper`, `dense`, `random` or `block_mask`; only of stages that select or attend.
     pub preset: Option<String>,
-    /// What scored the blocks: `stem`, `probe` or `probe-fine`; only of stages that select.
+    /// What scored the blocks: `stem`, `probe` or `probe-fine`; only of stages that select or prepare for it.
     pub selector: Option<String>,
     /// Median of the repetitions, milliseconds. Of `prefill --report`'s line `prefill`: the stages' medians (and percentiles) added.
     pub ms: f64,

@@ -96,13 +96,17 @@ pub const UNTOUCHED: u32 = 0xA5A5_A5A5;
 /// Words that `probe_smem` writes per thread.
 pub const SMEM_WORDS: usize = 9;
 /// Words that `probe_warp` writes per thread.
-pub const WARP_WORDS: usize = 10;
+pub const WARP_WORDS: usize = 11;
 /// Words that `probe_special` writes per thread.
 pub const SPECIAL_WORDS: usize = 10;
 /// Words that `probe_mbarrier` writes per thread and round.
 pub const MBARRIER_WORDS: usize = 3;
 /// Words that `probe_gather` writes per thread and round.
 pub const GATHER_WORDS: usize = 3;
+/// Words that `probe_cp_async` writes per thread and round.
+pub const CP_ASYNC_WORDS: usize = 6;
+/// Groups of copies that `probe_cp_async` keeps in flight.
+pub const CP_ASYNC_STAGES: u32 = 4;
 /// Words that `probe_math` writes per element.
 pub const MATH_WORDS: usize = 7;
 /// Words of each result of `probe_half`.

@@ -72,10 +72,12 @@ fn examine() -> Vec<Finding> {
         },
         Finding {
             what: "ptxas",
-            state: ptxas::find(None)
-                .and_then(|p| Ok(format!("{} ({})", ptxas::version(&p)?, p.display())))
-                .map_err(|_| "`cargo xtask audit --fetch`".to_owned()),
-            wanted_by: "audit, check, test --tier ptx",
+            state: match ptxas::find(None) {
+                Ok(Some(p)) => ptxas::version(&p).map(|v| format!("{v} ({})", p.display())).map_err(|e| format!("{e:#}")),
+                Ok(None) => Err("`cargo xtask audit --fetch`".to_owned()),
+                Err(e) => Err(format!("{e:#}")),
+            },
+            wanted_by: "audit (registers and spills)",
             vital: false,
         },
         Finding {

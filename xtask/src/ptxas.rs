@@ -2,35 +2,34 @@
 
 use crate::sh;
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The wheel that carries ptxas. 13.0 is the release whose report and warnings this program knows.
-pub const WHEEL: &str = "nvidia-cuda-nvcc==13.0.*";
+/// The wheel that carries ptxas: the release whose report and warnings this program knows and whose registers are in the
+/// audit's snapshot.
+pub const WHEEL: &str = "nvidia-cuda-nvcc==13.0.88";
 /// Where the wheel is unpacked, below the workspace root.
 const CACHE: &str = "target/ptxas";
 /// ptxas inside the wheel.
 const IN_WHEEL: &str = "nvidia/cu13/bin/ptxas";
 
-/// Finds ptxas: the argument, `STEM_PTXAS`, `CUDA_HOME`, what [`fetch`] unpacked, `PATH`, Python's packages.
+/// Finds ptxas: the argument, `STEM_PTXAS`, `CUDA_HOME`, what [`fetch`] unpacked, `PATH`, Python's packages. None where it is
+/// nowhere.
 ///
 /// # Errors
-/// When it is nowhere, or a place named on purpose does not have it.
-pub fn find(explicit: Option<&Path>) -> Result<PathBuf> {
+/// When a place named on purpose does not have it.
+pub fn find(explicit: Option<&Path>) -> Result<Option<PathBuf>> {
     let named = explicit.map(Path::to_path_buf).or_else(|| std::env::var_os("STEM_PTXAS").map(PathBuf::from));
     if let Some(path) = named {
         if path.is_file() {
-            return Ok(path);
+            return Ok(Some(path));
         }
         bail!("no ptxas at {}", path.display());
     }
     let home = |var: &str| std::env::var_os(var).map(|dir| PathBuf::from(dir).join("bin/ptxas"));
     let places = [home("CUDA_HOME"), home("CUDA_PATH"), Some(sh::root().join(CACHE).join(IN_WHEEL)), sh::on_path("ptxas")];
-    if let Some(found) = places.into_iter().flatten().find(|p| p.is_file()) {
-        return Ok(found);
-    }
-    in_python().context("no ptxas: `cargo xtask audit --fetch` gets it from PyPI, or set CUDA_HOME or STEM_PTXAS")
+    Ok(places.into_iter().flatten().find(|p| p.is_file()).or_else(in_python))
 }
 
 /// ptxas of a wheel that Python has installed.
@@ -59,17 +58,6 @@ pub fn fetch() -> Result<PathBuf> {
     Ok(ptxas)
 }
 
-/// As [`find`], fetching the wheel if there is none and `may_fetch` allows it.
-///
-/// # Errors
-/// As [`find`] and [`fetch`].
-pub fn find_or_fetch(explicit: Option<&Path>, may_fetch: bool) -> Result<PathBuf> {
-    match find(explicit) {
-        Err(_) if may_fetch && explicit.is_none() => fetch(),
-        other => other,
-    }
-}
-
 /// The release in `ptxas --version`.
 ///
 /// # Errors
@@ -80,12 +68,14 @@ pub fn version(ptxas: &Path) -> Result<String> {
 }
 
 /// What ptxas says of one entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Registers of a thread.
     pub registers: u32,
     /// Named barriers; 16 means that an id was not a constant.
     pub barriers: u32,
+    /// Bytes of shared memory that the code itself declares; the launch's dynamic ones are not among them.
+    pub shared: u32,
     /// Bytes of local memory.
     pub stack: u32,
     /// Bytes of registers stored to local memory.
@@ -172,6 +162,7 @@ pub fn read_report(text: &str) -> Report {
                 let usage = report.entries.entry(name.clone()).or_default();
                 usage.registers = number_before(used, " registers").unwrap_or_default();
                 usage.barriers = number_before(used, " barriers").unwrap_or_default();
+                usage.shared = number_before(used, " bytes smem").unwrap_or_default();
             }
         }
     }

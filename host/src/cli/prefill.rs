@@ -188,7 +188,10 @@ impl Run<'_> {
             skip: matches!(name, "select" | "attend" | "prefill").then(|| 1.0 - g.kept(lists).1),
             softmax: works(name).then(|| "exact".into()),
             preset: matches!(name, "select" | "attend" | "prefill").then(|| self.preset.into()),
-            selector: self.selector.filter(|_| matches!(name, "select" | "prefill")).map(|selector| selector.name().into()),
+            selector: self
+                .selector
+                .filter(|_| matches!(name, "select" | "prefill" | "summarize_kv"))
+                .map(|selector| selector.name().into()),
             ms: t.ms,
             p10: t.p10,
             p90: t.p90,

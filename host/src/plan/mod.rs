@@ -54,6 +54,7 @@
 
 mod append;
 mod desc;
+mod key_means;
 mod lists;
 mod stages;
 mod tensors;

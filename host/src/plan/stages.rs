@@ -131,12 +131,7 @@ impl Plan {
 
     fn stage_summarize_kv(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed) -> Result<()> {
         let select = self.layout.select;
-        if let Some((.., regions)) = self.probing() {
-            ops::probe_means(
-                at,
-                &ops::ProbeMeans { kv: tensors.paged(self.pages), k_tiles: placed.at(regions.k_tiles), blocks: self.blocks },
-            )?;
-        }
+        self.stage_probe_means(at, tensors, placed)?;
         ops::summarize_kv(
             at,
             &ops::SummarizeKv {
@@ -148,6 +143,12 @@ impl Plan {
                 blocks: self.blocks,
             },
         )
+    }
+
+    pub(super) fn stage_probe_means(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed) -> Result<()> {
+        let Some((.., regions)) = self.probing() else { return Ok(()) };
+        let args = ops::ProbeMeans { kv: tensors.paged(self.pages), k_tiles: placed.at(regions.k_tiles), blocks: self.blocks };
+        ops::probe_means(at, &args)
     }
 
     /// `scores`: where all scores go, if anywhere. `overlap`: whether `summarize_kv` was queued right before.

@@ -6,6 +6,7 @@ pub mod attend_token_scales;
 pub mod lists;
 pub mod probe;
 pub mod probe_copy;
+pub mod probe_cp_async;
 pub mod probe_gather;
 pub mod probe_half;
 pub mod probe_math;

@@ -86,6 +86,32 @@ pub unsafe extern "gpu-kernel" fn probe_wgmma_e4m3_f16(p: ProbeParams) {
     }
 }
 
+/// e4m3 with f16 accumulators, N = 256. `b`: image of 256 rows; `out`: u32 `[128, 64]`; the rest as [`probe_wgmma_e4m3_f16`].
+///
+/// # Safety
+/// As [`probe_wgmma_e4m3_f16`].
+#[unsafe(no_mangle)]
+pub unsafe extern "gpu-kernel" fn probe_wgmma_e4m3_f16_n256(p: ProbeParams) {
+    // SAFETY: as above; the image of B ends in the last region.
+    unsafe {
+        copy_in(region(0), p.a, 64 * 128);
+        copy_in(region(1), p.b, 256 * 128);
+        fence::proxy_async_shared();
+        barrier::sync_all();
+        let (da, db) = (descriptor_k128(region(0).0), descriptor_k128(region(1).0));
+        let mut acc = [p.y as u32; 64];
+        wgmma::fence();
+        wgmma::e4m3_f16_m64n256k32_ss(&mut acc, da, db, p.x as u32);
+        wgmma::e4m3_f16_m64n256k32_ss(&mut acc, da + 2, db + 2, 1);
+        wgmma::e4m3_f16_m64n256k32_ss(&mut acc, da + 4, db + 4, 1);
+        wgmma::e4m3_f16_m64n256k32_ss(&mut acc, da + 6, db + 6, 1);
+        wgmma::commit();
+        wgmma::wait::<0>();
+        wgmma::keep(&mut acc);
+        with_indices!(64, dump(acc, p.out, 64));
+    }
+}
+
 /// Shrinks the 128 rows of a Q tile, one a thread. `a`: image of 128 rows.
 ///
 /// `out`: f32 `[128]`, the factors that undo it; then the image as it is then.

@@ -94,8 +94,8 @@ pub unsafe extern "gpu-kernel" fn probe_named_barrier(p: ProbeParams) {
 
 /// Shuffles and votes. `a`: u32 `[128]`, one word x per thread; `x`: the word that `any` looks for.
 ///
-/// `out`: u32 `[128, 10]`: butterfly by 1 and by 16, butterfly by 2 as f32, `idx` of lane x mod 32, of lane 31, up by 1,
-/// up by 7, ballot of x odd, any x equal to the parameter, any of nothing.
+/// `out`: u32 `[128, 11]`: butterfly by 1 and by 16, butterfly by 2 as f32, `idx` of lane x mod 32, of lane 31, up by 1,
+/// up by 7, ballot of x odd, any x equal to the parameter, any of nothing, the sum.
 ///
 /// # Safety
 /// Launched with 128 threads, one block, and buffers of the sizes above.
@@ -116,6 +116,7 @@ pub unsafe extern "gpu-kernel" fn probe_warp(p: ProbeParams) {
             warp::ballot(x & 1),
             warp::any((x == p.x as u32) as u32) as u32,
             warp::any(0) as u32,
+            warp::add_u32(x),
         ];
         let at = tid * WARP_WORDS as u32;
         let mut i = 0;

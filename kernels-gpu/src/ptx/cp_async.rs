@@ -7,7 +7,8 @@ use core::arch::asm;
 /// PTX: `cp.async.ca.shared.global [dst], [src], 4, bytes`. Called by any thread.
 ///
 /// # Safety
-/// - `dst` is 4-byte aligned and inside the block's shared memory; nobody uses it until [`arrive`] has made a barrier complete.
+/// - `dst` is 4-byte aligned and inside the block's shared memory; nobody uses it until [`wait`] has said that the copy is
+///   complete.
 /// - `src` is a device address, 4-byte aligned, whose first `bytes` bytes are allocated and not written meanwhile.
 #[inline(always)]
 pub unsafe fn copy_4(dst: SmemAddr, src: u64, bytes: u32) {
@@ -48,15 +49,4 @@ pub unsafe fn commit() {
 pub unsafe fn wait<const N: u32>() {
     // SAFETY: it only waits.
     unsafe { asm!("cp.async.wait_group {};", const N) };
-}
-
-/// Arrives once on a barrier when every copy that this thread has started is complete; the barrier must count the arrival.
-/// PTX: `cp.async.mbarrier.arrive.noinc.shared::cta.b64 [bar]`. Called by any thread.
-///
-/// # Safety
-/// - `bar` is an initialised barrier whose current phase still expects this arrival.
-#[inline(always)]
-pub unsafe fn arrive(bar: SmemAddr) {
-    // SAFETY: the caller's obligation.
-    unsafe { asm!("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [{}];", in(reg32) bar.0) };
 }

@@ -76,6 +76,7 @@ fn bench_checks_measures_and_records() {
         ("prefill", &["--seq", "300", "--preset", "paper"]),
         ("select", &["--seq", "300", "--selector", "probe"]),
         ("prefill", &["--seq", "300", "--selector", "probe-fine"]),
+        ("probe_means", &["--seq", "300", "--selector", "probe"]),
     ] {
         let text = succeed(&run(&[&["bench", "--bench", stage][..], more, &shape].concat()));
         assert!(text.contains("checked") && text.contains("cpu"), "{text}");
@@ -96,17 +97,18 @@ fn bench_checks_measures_and_records() {
             ("append_kv", None, None),
             ("prefill", Some("paper"), Some(0.0)),
             ("select", Some("hpc"), Some(0.0)),
-            ("prefill", Some("hpc"), Some(0.0))
+            ("prefill", Some("hpc"), Some(0.0)),
+            ("probe_means", None, None)
         ]
     );
     let selectors: Vec<_> = lines[6..].iter().map(|line| line["selector"].as_str()).collect();
-    assert_eq!(selectors, [Some("stem"), None, None, Some("stem"), Some("probe"), Some("probe-fine")]);
+    assert_eq!(selectors, [Some("stem"), Some("stem"), None, Some("stem"), Some("probe"), Some("probe-fine"), Some("probe")]);
     for line in &lines {
         let attends = ["attend", "prefill"].contains(&line["bench"].as_str().unwrap());
         assert_eq!(line["error"].as_f64().is_some_and(|e| e > 0.0 && e < 0.03), attends, "{line}");
         assert!(line["bytes"].as_u64().is_some_and(|n| n > 0) && line["run"].is_string() && line["rounds"] == 1, "{line}");
-        let selects = ["select", "prefill"].contains(&line["bench"].as_str().unwrap());
-        assert_eq!(line["selector"].is_string(), selects, "{line}");
+        let of_selector = ["select", "prefill", "summarize_kv", "probe_means"].contains(&line["bench"].as_str().unwrap());
+        assert_eq!(line["selector"].is_string(), of_selector, "{line}");
     }
     for bad in [
         &["--seq", "0"][..],
@@ -115,6 +117,7 @@ fn bench_checks_measures_and_records() {
         &["--seq", "128", "--hq", "5", "--hkv", "2"],
         &["--seq", "128", "--page", "8"],
         &["--seq", "128", "--dump", "no/such/folder"],
+        &["--seq", "128", "--bench", "probe_means"],
     ] {
         let output = run(&[&["bench", "--bench", "attend", "--backend", "cpu"][..], bad].concat());
         assert_eq!(output.status.code(), Some(2), "{bad:?}");

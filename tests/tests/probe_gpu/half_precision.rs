@@ -117,10 +117,11 @@ fn packed_halves_are_each_computed_alone() {
     }
 }
 
-/// Runs the product with f16 accumulators on images of 64 rows; 64 x 64 elements.
+/// Runs the product with f16 accumulators on images of 64 rows and of 64 or 256; 64 x 64 or 64 x 256 elements.
 fn multiply(gpu: &Gpu, a: &[Vec<f64>], b: &[Vec<f64>], accumulate: bool) -> Vec<Vec<f32>> {
     let encode = |x: f64| [e4m3_code(x as f32)];
-    let (da, db, out) = (gpu.upload(&image(a, encode)), gpu.upload(&image(b, encode)), gpu.poisoned::<u32>(128 * 16));
+    let registers = b.len() / 4;
+    let (da, db, out) = (gpu.upload(&image(a, encode)), gpu.upload(&image(b, encode)), gpu.poisoned::<u32>(128 * registers));
     let start = if accumulate { f16::from_f32(3.0) } else { f16::NAN };
     let params = ProbeParams {
         a: address(gpu, &da),
@@ -130,20 +131,22 @@ fn multiply(gpu: &Gpu, a: &[Vec<f64>], b: &[Vec<f64>], accumulate: bool) -> Vec<
         y: (u32::from(start.to_bits()) * 0x1_0001) as i32,
         ..Default::default()
     };
-    launch(gpu, "probe_wgmma_e4m3_f16", Launch::grid(1, 1, 1), &params, None);
+    let entry = if registers == 64 { "probe_wgmma_e4m3_f16_n256" } else { "probe_wgmma_e4m3_f16" };
+    launch(gpu, entry, Launch::grid(1, 1, 1), &params, None);
     // Register 2 I + h packs columns 8 I + 2 (lane % 4) and the next of row h: elements 4 I + 2 h and 4 I + 2 h + 1 of the f32 form.
-    let unpacked: Vec<f32> = gpu.download(&out, 128 * 16).into_iter().flat_map(|w| halves(w).map(f16::to_f32)).collect();
-    gather_accumulators(&unpacked, 32)
+    let unpacked: Vec<f32> = gpu.download(&out, 128 * registers).into_iter().flat_map(|w| halves(w).map(f16::to_f32)).collect();
+    gather_accumulators(&unpacked, 2 * registers)
 }
 
 #[rstest]
-fn f16_accumulators_hold_whole_numbers(#[values(false, true)] accumulate: bool) {
+fn f16_accumulators_hold_whole_numbers(#[values(false, true)] accumulate: bool, #[values(64, 256)] n: usize) {
     let Some(gpu) = gpu() else { return };
     let mut rng = rng("wgmma_f16");
     // Sums of up to 128 * 9 = 1,152: exact in f16.
-    let (a, b) = (integers(&mut rng, 64, 128, 3), integers(&mut rng, 64, 128, 3));
+    let (a, b) = (integers(&mut rng, 64, 128, 3), integers(&mut rng, n, 128, 3));
     let got = multiply(&gpu, &a, &b, accumulate);
     let start = if accumulate { 3.0 } else { 0.0 };
+    assert_eq!((got.len(), got[0].len()), (64, n));
     for (r, (got, want)) in got.iter().zip(product(&a, &b)).enumerate() {
         for (c, (&got, want)) in got.iter().zip(want).enumerate() {
             assert_eq!(f64::from(got), want + start, "row {r}, column {c}");

@@ -4,6 +4,7 @@
 //! every run, with the seed printed; set `STEM_ATTN_SEED` to repeat one.
 
 mod copy;
+mod cp_async;
 mod gather;
 mod half_precision;
 mod math;

@@ -55,8 +55,9 @@ fn shuffles_and_votes_match_their_definition() {
         let up = |delta: usize| warp[if lane < delta { lane } else { lane - delta }];
         let ballot = warp.iter().enumerate().fold(0, |bits, (i, x)| bits | (x & 1) << i);
         let any = u32::from(warp.contains(&wanted));
+        let sum = warp.iter().fold(0u32, |sum, &x| sum.wrapping_add(x));
         let idx = warp[warp[lane] as usize % 32];
-        let expected = [warp[lane ^ 1], warp[lane ^ 16], warp[lane ^ 2], idx, warp[31], up(1), up(7), ballot, any, 0];
+        let expected = [warp[lane ^ 1], warp[lane ^ 16], warp[lane ^ 2], idx, warp[31], up(1), up(7), ballot, any, 0, sum];
         assert_eq!(got, expected, "thread {t}");
     }
 }

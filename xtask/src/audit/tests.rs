@@ -1,5 +1,7 @@
 //! Every failure of the audit, provoked: with the real ptxas where there is one, else from its words.
 
+use super::rules::judge;
+use super::snapshot::compare;
 use super::*;
 use crate::ptxas::{Usage, find, read_report};
 
@@ -19,15 +21,16 @@ fn scanned(text: &str) -> BTreeMap<String, EntryFacts> {
 
 /// Problems that the real ptxas and the rules see in `text`; nothing where there is no ptxas.
 fn assembled(text: &str) -> Option<(Vec<String>, Report)> {
-    let Ok(ptxas) = find(None) else {
+    let Ok(Some(ptxas)) = find(None) else {
         println!("skipped: no ptxas here");
         return None;
     };
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("probe.ptx");
     std::fs::write(&file, text).expect("writing a temporary file");
-    let (entries, report) = examine(&ptxas, &file).expect("ptxas starts");
-    Some((judge(&entries, &report), report))
+    let (entries, report) = examine(Some(&ptxas), &file).expect("ptxas starts");
+    let report = report.expect("ptxas reports");
+    Some((judge(&entries, Some(&report)), report))
 }
 
 fn report(usage: Usage) -> Report {
@@ -37,7 +40,7 @@ fn report(usage: Usage) -> Report {
 #[test]
 fn a_sound_kernel_passes() {
     let text = kernel(BOUNDS, "", "bar.sync 0;");
-    assert!(judge(&scanned(&text), &report(Usage::default())).is_empty());
+    assert!(judge(&scanned(&text), Some(&report(Usage::default()))).is_empty());
     if let Some((problems, report)) = assembled(&text) {
         assert!(problems.is_empty(), "{problems:?}");
         assert!(report.entries.contains_key("probe_x"));
@@ -55,8 +58,8 @@ fn spilling() -> String {
 #[test]
 fn a_spill_fails() {
     let text = spilling();
-    let usage = Usage { registers: 32, spill_stores: 136, spill_loads: 136, stack: 136, barriers: 1 };
-    let problems = judge(&scanned(&text), &report(usage));
+    let usage = Usage { registers: 32, spill_stores: 136, spill_loads: 136, stack: 136, barriers: 1, ..Usage::default() };
+    let problems = judge(&scanned(&text), Some(&report(usage)));
     assert_eq!(problems, ["probe_x: spills 136 bytes out and 136 bytes in"]);
     if let Some((problems, _)) = assembled(&text.replace(".minnctapersm 1\n", "")) {
         assert!(problems.iter().any(|p| p.contains("spills")), "{problems:?}");
@@ -66,15 +69,15 @@ fn a_spill_fails() {
 #[test]
 fn a_stack_frame_and_local_memory_fail() {
     let usage = Usage { stack: 16, ..Usage::default() };
-    assert_eq!(judge(&scanned(&kernel(BOUNDS, "", "")), &report(usage)), ["probe_x: a stack frame of 16 bytes"]);
+    assert_eq!(judge(&scanned(&kernel(BOUNDS, "", "")), Some(&report(usage))), ["probe_x: a stack frame of 16 bytes"]);
     let local = kernel(BOUNDS, ".local .b8 x[16];\n.reg .b32 %r<2>;", "ld.local.b32 %r1, [x];");
-    assert_eq!(judge(&scanned(&local), &report(Usage::default())), ["probe_x: uses .local memory"]);
+    assert_eq!(judge(&scanned(&local), Some(&report(Usage::default()))), ["probe_x: uses .local memory"]);
 }
 
 #[test]
 fn missing_launch_bounds_fail() {
     let text = kernel("", "", "setmaxnreg.inc.sync.aligned.u32 240;");
-    let problems = judge(&scanned(&text), &report(Usage::default()));
+    let problems = judge(&scanned(&text), Some(&report(Usage::default())));
     assert!(problems[0].contains("no .maxntid") && problems[1].contains("no .minnctapersm"), "{problems:?}");
     if let Some((problems, report)) = assembled(&text) {
         assert!(problems.iter().any(|p| p.contains("C7508")), "{problems:?}");
@@ -85,7 +88,7 @@ fn missing_launch_bounds_fail() {
 #[test]
 fn bounds_other_than_the_tables_fail() {
     let text = kernel(".maxntid 256, 1, 1\n.minnctapersm 1", "", "");
-    assert_eq!(judge(&scanned(&text), &report(Usage::default())), ["probe_x: .maxntid is 256, the table says 128"]);
+    assert_eq!(judge(&scanned(&text), Some(&report(Usage::default()))), ["probe_x: .maxntid is 256, the table says 128"]);
 }
 
 /// A loop of one wgmma, with A from `a` and `after` executed while it is in flight.
@@ -130,27 +133,98 @@ fn words_of_serialisation_fail() {
     ] {
         let mut report = report(Usage::default());
         report.advisories = read_report(line).advisories;
-        assert_eq!(judge(&scanned(&kernel(BOUNDS, "", "")), &report).len(), 1, "{line}");
+        assert_eq!(judge(&scanned(&kernel(BOUNDS, "", "")), Some(&report)).len(), 1, "{line}");
     }
+}
+
+/// The snapshot of one probe kernel.
+fn snapshot(text: &str, ptxas: Option<&str>, usage: Usage) -> Snapshot {
+    let facts = scanned(text)["probe_x"].clone();
+    let kernel = Kernel { declared: facts.declared, counts: facts.counted, usage: ptxas.map(|_| usage) };
+    Snapshot { ptxas: ptxas.map(str::to_owned), kernels: [("probe_x".to_owned(), kernel)].into() }
+}
+
+/// Problems where `now` is not as `before`, without ptxas.
+fn changes(before: &str, now: &str) -> Vec<String> {
+    let of = |text| snapshot(text, None, Usage::default());
+    let difference = compare(&of(before), &of(now));
+    assert!(difference.notes.is_empty());
+    difference.problems
 }
 
 #[test]
 fn a_duplicated_barrier_fails() {
-    let expected: Expected = [("probe_x".to_owned(), scanned(&kernel(BOUNDS, "", "bar.sync 0;"))["probe_x"].counted.clone())].into();
-    let found = |body| scanned(&kernel(BOUNDS, "", body)).into_iter().map(|(name, f)| (name, f.counted)).collect::<Expected>();
-    assert!(compare(&expected, &found("bar.sync 0;")).is_empty());
-    let twice = compare(&expected, &found("bar.sync 0;\nbar.sync 0;"));
+    let changed = |body| changes(&kernel(BOUNDS, "", "bar.sync 0;"), &kernel(BOUNDS, "", body));
+    assert!(changed("bar.sync 0;").is_empty());
+    let twice = changed("bar.sync 0;\nbar.sync 0;");
     assert_eq!(twice, ["probe_x: `bar.sync 0` occurs 2 times, expected 1: duplicated into a branch, or new in the source"]);
-    assert_eq!(compare(&expected, &found("")), ["probe_x: `bar.sync 0` occurs 0 times, expected 1"]);
-    let wait = compare(&expected, &found("bar.sync 0;\nwgmma.wait_group.sync.aligned 0;"));
+    assert_eq!(changed(""), ["probe_x: `bar.sync 0` occurs 0 times, expected 1"]);
+    let wait = changed("bar.sync 0;\nwgmma.wait_group.sync.aligned 0;");
     assert!(wait[0].contains("`wgmma.wait_group.sync.aligned 0` occurs 1 times, expected 0"), "{wait:?}");
+    let copy = changed("bar.sync 0;\ncp.async.wait_group 3;");
+    assert!(copy[0].contains("`cp.async.wait_group 3` occurs 1 times"), "{copy:?}");
 }
 
 #[test]
-fn entries_and_the_table_must_agree() {
-    let counts: Expected = [("probe_x".to_owned(), Histogram::new())].into();
-    assert!(compare(&Expected::new(), &counts)[0].contains("not in the table"));
-    assert!(compare(&counts, &Expected::new())[0].contains("not in host/ptx"));
+fn other_declarations_fail() {
+    let before = kernel(BOUNDS, "", "bar.sync 0;");
+    let bounds = changes(&before, &before.replace(".minnctapersm 1", ".minnctapersm 2\n.maxnreg 64"));
+    assert_eq!(
+        bounds,
+        ["probe_x: directives are [.maxnreg 64; .maxntid 128 1 1; .minnctapersm 2], in the snapshot [.maxntid 128 1 1; .minnctapersm 1]"]
+    );
+    let parameters = changes(&before, &before.replace(".param .u64 probe_x_param_0", ".param .align 8 .b8 probe_x_param_0[48]"));
+    assert_eq!(parameters, ["probe_x: parameters are [.align 8 .b8 48], in the snapshot [.u64]"]);
+    let own = changes(&before, &before.replace("bar.sync", ".shared .align 4 .b8 x[64];\nbar.sync"));
+    assert_eq!(own, ["probe_x: shared variables are [.shared .align 4 .b8 x 64], in the snapshot []"]);
+    let module = kernel(BOUNDS, "", "mov.u32 %r1, dyn_smem;").replace(".visible", ".extern .shared .align 1024 .b8 dyn_smem[];\n.visible");
+    let aligned = changes(&module, &module.replace("1024", "16"));
+    assert!(aligned[0].contains("[.extern .shared .align 16 .b8 dyn_smem]"), "{aligned:?}");
+    assert!(changes(&module, &module).is_empty());
+}
+
+#[test]
+fn what_one_ptxas_made_of_it_may_not_change_and_another_may_differ() {
+    let text = kernel(BOUNDS, "", "");
+    let usage = Usage { registers: 168, barriers: 3, ..Usage::default() };
+    let more = Usage { registers: 170, shared: 64, ..usage.clone() };
+    let before = snapshot(&text, Some("13.0"), usage.clone());
+    assert_eq!(compare(&before, &snapshot(&text, Some("13.0"), usage.clone())), Default::default());
+    let same = compare(&before, &snapshot(&text, Some("13.0"), more.clone()));
+    assert_eq!(
+        same.problems,
+        ["probe_x: 170 registers, in the snapshot 168", "probe_x: 64 bytes of static shared memory, in the snapshot 0"]
+    );
+    assert!(same.notes.is_empty());
+    let other = compare(&before, &snapshot(&text, Some("13.5"), more));
+    assert!(other.problems.is_empty());
+    assert!(other.notes.len() == 3 && other.notes[2].contains("ptxas is 13.5, the snapshot's 13.0"), "{:?}", other.notes);
+    // Without a ptxas there is nothing to compare, and all else still is.
+    assert_eq!(compare(&before, &snapshot(&text, None, usage.clone())), Default::default());
+    assert_eq!(compare(&before, &snapshot(&kernel(BOUNDS, "", "bar.sync 0;"), None, usage)).problems.len(), 1);
+}
+
+#[test]
+fn the_rules_hold_without_a_report() {
+    assert!(judge(&scanned(&kernel(BOUNDS, "", "")), None).is_empty());
+    assert_eq!(judge(&scanned(&kernel("", "", "")), None).len(), 2);
+}
+
+#[test]
+fn entries_and_the_snapshot_must_agree() {
+    let one = snapshot(&kernel(BOUNDS, "", ""), None, Usage::default());
+    assert!(compare(&Snapshot::default(), &one).problems[0].contains("not in the snapshot"));
+    assert!(compare(&one, &Snapshot::default()).problems[0].contains("not in host/ptx"));
+}
+
+#[test]
+fn the_committed_snapshot_is_of_the_ptxas_that_is_fetched() {
+    let table = sh::root().join("xtask/src/expected.json");
+    let snapshot = Snapshot::read(&table).expect("the committed snapshot");
+    let release = snapshot.ptxas.expect("made with a ptxas");
+    let (_, wheel) = ptxas::WHEEL.split_once("==").expect("an exact release");
+    assert!(release.ends_with(&format!("V{wheel}")), "{release} is not {wheel}: CI would compare no registers");
+    assert!(snapshot.kernels.values().all(|k| k.usage.is_some()));
 }
 
 #[test]
@@ -169,7 +243,7 @@ fn reports_are_read() {
         ptxas info    : Compiling entry function 'probe_x' for 'sm_90a'\n\
         ptxas info    : Function properties for probe_x\n    \
             136 bytes stack frame, 132 bytes spill stores, 128 bytes spill loads\n\
-        ptxas info    : Used 168 registers, used 9 barriers, 136 bytes cumulative stack size\n";
+        ptxas info    : Used 168 registers, used 9 barriers, 136 bytes cumulative stack size, 1040 bytes smem\n";
     let report = read_report(text);
     let fatal: Vec<_> = report.advisories.iter().map(|a| (a.code.as_str(), a.is_fatal())).collect();
     assert_eq!(fatal, [("C7508", true), ("C7519", false)]);

@@ -3,6 +3,7 @@
 mod chart;
 pub mod data;
 mod masks;
+mod select;
 mod selection;
 mod speed;
 mod stages;
@@ -69,12 +70,13 @@ pub fn check() -> Result<()> {
 
 /// Name and text of every figure that there are records for.
 fn figures(records: &Records) -> Result<Vec<(&'static str, String)>> {
-    let all: [(&str, Option<Result<String>>); 9] = [
+    let all: [(&str, Option<Result<String>>); 10] = [
         ("attend-tflops.svg", speed::rates(records)),
         ("attend-latency.svg", speed::latencies(records)),
         ("skip-cost.svg", speed::cost_of_skipping(records)),
         ("roofline.svg", speed::roofline(records)),
         ("stages.svg", stages::shares(records)),
+        ("select-time.svg", select::times(records)),
         ("error-length.svg", selection::error_by_length(records)),
         ("selection-mass.svg", selection::mass(records)),
         ("selection-sources.svg", selection::sources(records)),

@@ -183,8 +183,12 @@ pub fn roofline(records: &Records) -> Option<Result<String>> {
         return None;
     }
     let gpu = records.gpu().unwrap_or_default();
-    let gemm =
-        records.standard().into_iter().filter(|r| r.bench == "gemm" && r.source.is_none()).filter_map(|r| r.tflops_selected).next_back();
+    let gemm = records
+        .standard()
+        .into_iter()
+        .filter(|r| r.bench == "gemm" && r.source.is_none() && r.dtype.as_deref() != Some("bf16"))
+        .filter_map(|r| r.tflops_selected)
+        .next_back();
     let (roof, name) = match gemm {
         Some(rate) => (rate, "FP8 matrix product, measured"),
         None => (1979.0, "FP8 tensor core, data sheet"),

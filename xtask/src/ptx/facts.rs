@@ -1,7 +1,7 @@
 //! What the audit reads from PTX text, per entry.
 
-use super::scan::{Item, Kind, Module, Statement, blank_comments, words};
-use serde::Serialize;
+use super::scan::{Item, Kind, Module, Statement, blank_comments, is_symbol, words};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// How often each instruction form occurs in an entry. Keys are opcodes with the operands that tell forms apart.
@@ -26,16 +26,38 @@ pub struct EntryFacts {
     pub setmaxnreg: u32,
     /// Whether it touches local memory.
     pub local: bool,
-    /// Instructions that must run as often as the source says: all of the above, and every `.aligned` or `.sync` one.
+    /// What is declared around the body.
+    pub declared: Declarations,
+    /// Instructions that must run as often as the source says: all of the above, every asynchronous copy, and every `.aligned`
+    /// or `.sync` one.
     pub counted: Histogram,
+}
+
+/// What an entry declares: its contract with the launch and with ptxas.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Declarations {
+    /// Performance directives, such as `.maxntid 384 1 1`.
+    pub bounds: Vec<String>,
+    /// Parameters, such as `.align 8 .b8 152`.
+    pub parameters: Vec<String>,
+    /// Variables in shared memory, its own or of its module, such as `.extern .shared .align 1024 .b8 dyn_smem`.
+    pub shared: Vec<String>,
 }
 
 /// Facts of every entry of a module.
 pub fn of(module: &Module) -> BTreeMap<String, EntryFacts> {
-    module.items.iter().filter(|i| i.kind == Kind::Entry).map(|i| (i.name.clone(), entry(i))).collect()
+    let with_variables = |item: &Item| {
+        let mut facts = entry(item);
+        let used = module.reachable(&[&item.name]);
+        let variables = module.items.iter().filter(|i| i.kind == Kind::Variable && used.contains(i.name.as_str()));
+        facts.declared.shared.extend(variables.filter_map(|i| shared(&blank_comments(&i.text))));
+        facts.declared.shared.sort();
+        facts
+    };
+    module.items.iter().filter(|i| i.kind == Kind::Entry).map(|i| (i.name.clone(), with_variables(i))).collect()
 }
 
-/// Facts of one entry.
+/// Facts of one entry, as far as its own text tells them.
 pub fn entry(item: &Item) -> EntryFacts {
     let signature = blank_comments(item.signature());
     let statements = item.statements();
@@ -53,8 +75,39 @@ pub fn entry(item: &Item) -> EntryFacts {
         tma: count("cp.async.bulk."),
         setmaxnreg: count("setmaxnreg."),
         local: words(&blank_comments(&item.text)).any(|w| w.split('.').any(|part| part == "local") || w.starts_with("__local_depot")),
+        declared: Declarations {
+            bounds: directives(&signature),
+            parameters: parameters(&signature),
+            shared: blank_comments(&item.text).split([';', '{', '}']).filter_map(shared).collect(),
+        },
         counted,
     }
+}
+
+/// The declaration, if it is one of shared memory.
+fn shared(declaration: &str) -> Option<String> {
+    let text = words(declaration).collect::<Vec<_>>().join(" ");
+    (text.starts_with('.') && text.split(' ').any(|w| w == ".shared")).then_some(text)
+}
+
+/// Types of the parameters, without their names.
+fn parameters(signature: &str) -> Vec<String> {
+    let list = signature.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(list, _)| list);
+    let unnamed = |p: &str| words(p).filter(|w| *w != ".param" && !is_symbol(w)).collect::<Vec<_>>().join(" ");
+    list.split(',').map(unnamed).filter(|p| !p.is_empty()).collect()
+}
+
+/// Directives between the parameters and the body, each with its numbers.
+fn directives(signature: &str) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for word in words(signature.rsplit_once(')').map_or("", |(_, rest)| rest)) {
+        match out.last_mut() {
+            Some(last) if !word.starts_with('.') => *last += &format!(" {word}"),
+            _ => out.push(word.to_owned()),
+        }
+    }
+    out.sort();
+    out
 }
 
 /// Product of the numbers after `directive` (`.maxntid 384, 1, 1` gives 384).
@@ -72,7 +125,7 @@ fn is_barrier(opcode: &str) -> bool {
 fn key(s: &Statement) -> Option<String> {
     let barrier = is_barrier(&s.opcode);
     let converged = s.opcode.split('.').any(|part| part == "aligned" || part == "sync");
-    if !barrier && !converged && !s.opcode.starts_with("mbarrier.") && !s.opcode.starts_with("cp.async.bulk") {
+    if !barrier && !converged && !s.opcode.starts_with("mbarrier.") && !s.opcode.starts_with("cp.async") {
         return None;
     }
     let literal = s.operands.chars().all(|c| c.is_ascii_digit() || c == ',' || c == ' ');

@@ -118,7 +118,7 @@ pub fn words(code: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a word can be a symbol rather than a directive or a number.
-fn is_symbol(word: &str) -> bool {
+pub fn is_symbol(word: &str) -> bool {
     word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '$')
 }
 

@@ -24,6 +24,10 @@ impl<'a> CpuEngine<'a> {
         let geometry = problem.geometry(stage.selects().then_some(config))?;
         let launch: Launch<'a> = match stage {
             Stage::SummarizeKv => Box::new(move || Ok(Output::Summaries(summarize(problem, &geometry)?))),
+            Stage::ProbeMeans => {
+                let probe = super::probe(config)?;
+                Box::new(move || Ok(Output::KeyMeans(reference::key_means(&problem.paged.view(), &geometry, probe)?)))
+            }
             Stage::Select => {
                 let summaries = summarize(problem, &geometry)?;
                 Box::new(move || {

@@ -63,6 +63,9 @@ impl<'a> CudaEngine<'a> {
     /// Copies the problem to the GPU and runs what the stage reads.
     pub fn new(backend: &'a CudaBackend, job: Job<'a>) -> Result<Self> {
         let (stream, problem) = (backend.stream(), job.problem);
+        if job.stage == Stage::ProbeMeans {
+            super::probe(job.config)?;
+        }
         let (paged, inputs) = (&problem.paged, problem.inputs());
         let plan = plan(backend, &job)?;
         let new_rows = match job.stage {
@@ -116,6 +119,7 @@ impl<'a> CudaEngine<'a> {
         let tensors = self.tensors.prefill();
         match self.job.stage {
             Stage::SummarizeKv | Stage::AppendKv => self.plan.summarize_kv(stream, &tensors, &mut self.workspace),
+            Stage::ProbeMeans => self.plan.probe_means(stream, &tensors, &mut self.workspace),
             Stage::Select => self.plan.select(stream, &tensors, &mut self.workspace),
             Stage::Attend => self.plan.attend(stream, &tensors, &self.workspace, &mut outputs),
             Stage::Prefill | Stage::HostPlan | Stage::HostRun => self.plan.run(stream, &tensors, &mut self.workspace, &mut outputs),
@@ -208,6 +212,7 @@ impl Engine for CudaEngine<'_> {
                 Output::Selection { scores, score_stride: self.plan.score_stride(), lists }
             }
             Stage::SummarizeKv => Output::Summaries(self.plan.download_summaries(stream, &self.workspace)?),
+            Stage::ProbeMeans => Output::KeyMeans(self.plan.download_key_means(stream, &self.workspace)?),
             Stage::AppendKv => {
                 let len = problem.paged.k_pages.len();
                 let download = |pages| buffer::download(stream, pages, len);

@@ -5,7 +5,7 @@ use crate::config::StemConfig;
 use crate::error::Result;
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
-use crate::reference::KvSummaries;
+use crate::reference::{KeyMeans, KvSummaries};
 use clap::ValueEnum;
 use float8::F8E4M3;
 use half::bf16;
@@ -18,8 +18,10 @@ pub enum Stage {
     Attend,
     /// Query sums, scores, top-k.
     Select,
-    /// Key sums, run norms, V tiles.
+    /// Key sums, run norms, V tiles; for the probe selector key means and V tiles.
     SummarizeKv,
+    /// The probe selector's key means alone.
+    ProbeMeans,
     /// BF16 K and V to FP8 pages.
     AppendKv,
     /// summarize_kv, select and attend.
@@ -58,6 +60,7 @@ impl Stage {
             Self::Attend => "attend",
             Self::Select => "select",
             Self::SummarizeKv => "summarize_kv",
+            Self::ProbeMeans => "probe_means",
             Self::AppendKv => "append_kv",
             Self::Prefill => "prefill",
             Self::HostPlan => "host_plan",
@@ -68,6 +71,11 @@ impl Stage {
     /// Whether the stage scores and selects blocks.
     pub fn selects(self) -> bool {
         matches!(self, Self::Select | Self::Prefill | Self::HostPlan | Self::HostRun)
+    }
+
+    /// Whether the stage does other work for another selector.
+    pub fn depends_on_selector(self) -> bool {
+        self.selects() || matches!(self, Self::SummarizeKv | Self::ProbeMeans)
     }
 
     /// Whether the stage does the attention that FLOPs are counted of.
@@ -89,6 +97,8 @@ pub enum Output {
     Selection { scores: Vec<f32>, score_stride: usize, lists: BlockLists },
     /// Summaries of every key block.
     Summaries(KvSummaries),
+    /// Means of every sub-block of keys.
+    KeyMeans(KeyMeans),
     /// K pages and V pages.
     Pages { k: Vec<F8E4M3>, v: Vec<F8E4M3> },
     /// A batch, cut into blocks.

@@ -119,7 +119,8 @@ impl<'a> Measured<'a> {
         let repeat = self.samples.len();
         let time = StageTime::from_samples(self.samples);
         let kept = self.lists.as_ref().map(|lists| shape.kept(lists).1);
-        let rate = |pairs: u64| stage.attends().then(|| tflops(pairs, time.ms));
+        // Counted only where it is shown: of a million tokens it takes seconds.
+        let rate = |pairs: &dyn Fn() -> u64| stage.attends().then(|| tflops(pairs(), time.ms));
         let tiles = self.lists.as_ref().filter(|_| stage == Stage::Attend).map(BlockLists::kept);
         let cycles = clock.zip(machine.sm_count).zip(tiles).map(|((mhz, sms), tiles)| mhz * 1e3 * f64::from(sms) * time.ms / tiles as f64);
         let record = Record {
@@ -138,7 +139,7 @@ impl<'a> Measured<'a> {
             skip: kept.map(|kept| 1.0 - kept),
             softmax: stage.attends().then(|| "exact".into()),
             preset: (self.lists.is_some() || stage.selects()).then(|| self.line.preset.into()),
-            selector: stage.selects().then(|| self.line.selector.name().into()),
+            selector: stage.depends_on_selector().then(|| self.line.selector.name().into()),
             ms: time.ms,
             p10: time.p10,
             p90: time.p90,
@@ -146,8 +147,8 @@ impl<'a> Measured<'a> {
             rounds: Some(args.rounds as usize),
             run: Some(run.into()),
             l2: (machine.gpu.is_some() && !stage.on_host()).then(|| args.l2.name().into()),
-            tflops_selected: rate(self.lists.as_ref().map_or(0, |lists| shape.selected_pairs(lists))),
-            tflops_dense_equiv: rate(shape.visible_pairs()),
+            tflops_selected: rate(&|| self.lists.as_ref().map_or(0, |lists| shape.selected_pairs(lists))),
+            tflops_dense_equiv: rate(&|| shape.visible_pairs()),
             bytes: bytes(stage, self.line.selector, shape, self.lists.as_ref()),
             error: self.checked.error.filter(|_| stage.attends()),
             cycles_per_tile: cycles,
@@ -177,6 +178,7 @@ fn bytes(stage: Stage, selector: SelectorArg, shape: &Shape, lists: Option<&Bloc
         Stage::Attend => q + kv + v_tiles + indices + out,
         Stage::Select => q + sums + indices,
         Stage::SummarizeKv => 2 * kv + sums + v_tiles,
+        Stage::ProbeMeans => kv + sums,
         Stage::AppendKv => shape.tokens * shape.hkv * HEAD_DIM * 2 * 3,
         Stage::Prefill => q + 2 * kv + out,
         Stage::HostPlan | Stage::HostRun => return None,
@@ -233,5 +235,6 @@ mod tests {
         assert_eq!(bytes(Stage::AppendKv, &shape, None), Some(128 * 128 * (2 * 2 + 2)));
         assert_eq!(bytes(Stage::HostRun, &shape, None), None);
         assert_eq!(super::bytes(Stage::Select, SelectorArg::Probe, &shape, None), Some(q + 2 * 16 * 128));
+        assert_eq!(super::bytes(Stage::ProbeMeans, SelectorArg::Probe, &shape, None), Some(kv + 2 * 16 * 128));
     }
 }

@@ -21,7 +21,7 @@ use super::progress::Progress;
 use super::work::Shape;
 use super::{files, table};
 use crate::backend::Backend;
-use crate::config::StemConfig;
+use crate::config::{ProbeConfig, Selector, StemConfig};
 use crate::error::{Error, Result};
 use crate::record;
 use line::{Line, Measured, Row};
@@ -126,7 +126,18 @@ fn check(args: &BenchArgs) -> Result<StemConfig> {
     config.alpha = args.alpha.unwrap_or(config.alpha);
     config.selector = args.selector.into();
     config.validate()?;
+    if args.bench.contains(&Stage::ProbeMeans) {
+        probe(&config)?;
+    }
     Ok(config)
+}
+
+/// The probe selector that `probe_means` works for.
+fn probe(config: &StemConfig) -> Result<&ProbeConfig> {
+    match &config.selector {
+        Selector::Probe(probe) => Ok(probe),
+        Selector::Stem => Err(Error::value("selector", "probe or probe-fine for --bench probe_means", "stem")),
+    }
 }
 
 /// Prepares a job on a backend.

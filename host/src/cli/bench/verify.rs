@@ -8,6 +8,7 @@ use crate::geometry::Geometry;
 use crate::mask::BlockLists;
 use crate::reference::{self, KvSummaries, ProbeInputs, ScoreInputs};
 use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
 use stem_attn_kernels::config::BLOCK;
 
 /// Rows of attention checked: many enough for a stable error, few enough for 128 K tokens on a CPU.
@@ -19,6 +20,8 @@ const SCORE_ERROR: f32 = 1.0 / 64.0;
 /// Base-2 logarithms of the probe selector: f16 accumulators, and, where two query groups are nearly as strong, the correction
 /// of the other.
 const PROBE_ERROR: f32 = 0.25;
+/// Scores whose lists are checked: all of 32 heads of 256 K tokens, of longer prompts every n-th row of every head.
+const LIST_SCORES: usize = 1 << 27;
 /// Logarithms of norms: f32 sums of 128 squares in another order, and the GPU's logarithm.
 const NORM_ERROR: f32 = 1e-4;
 
@@ -43,6 +46,11 @@ pub fn verify(problem: &Problem, config: &StemConfig, output: &Output, seed: u64
         Output::Attention { out, lists } => attention(problem, lists, out, seed),
         Output::Selection { scores, score_stride, lists } => Ok(selection(problem, config, scores, *score_stride, lists)?.into()),
         Output::Summaries(summaries) => Ok(summary(problem, config, summaries)?.into()),
+        Output::KeyMeans(got) => {
+            let want = reference::key_means(&problem.paged.view(), &problem.geometry(None)?, super::probe(config)?)?;
+            ensure!(got.means == want.means, "key means differ from the CPU reference");
+            Ok("every mean bit for bit".to_owned().into())
+        }
         Output::Pages { k, v } => {
             let mut expected = problem.paged.clone();
             let (new_k, new_v) = problem.new_rows();
@@ -74,12 +82,8 @@ fn attention(problem: &Problem, lists: &BlockLists, out: &[half::bf16], seed: u6
 fn selection(problem: &Problem, config: &StemConfig, scores: &[f32], stride: usize, lists: &BlockLists) -> Result<String> {
     let (shape, geometry) = (problem.shape, problem.geometry(Some(config))?);
     lists.validate(shape.hq, &geometry)?;
-    let again = reference::topk(scores, stride, shape.hq, &geometry, config)?;
-    for head in 0..shape.hq {
-        for row in 0..shape.qb() {
-            ensure!(lists.row(head, row) == again.row(head, row), "list of head {head}, query block {row} is not the top of its scores");
-        }
-    }
+    let every = (shape.hq * shape.qb() * shape.kb()).div_ceil(LIST_SCORES).max(1);
+    check_lists(&geometry, config, scores, stride, lists, every)?;
     let last = last_row_scores(problem, config)?;
     let kb = shape.kb();
     let mut worst = 0f32;
@@ -94,7 +98,26 @@ fn selection(problem: &Problem, config: &StemConfig, scores: &[f32], stride: usi
         ensure!(error <= allowed, "scores of head {head}, last query block: off by {error}, the largest is {size}");
         worst = worst.max(error / size);
     }
-    Ok(format!("every list from its scores; scores of {} rows within {worst:.1e} of the largest", shape.hq))
+    let lists = if every == 1 { "every list".to_owned() } else { format!("one list of {every}") };
+    Ok(format!("{lists} from its scores; scores of {} rows within {worst:.1e} of the largest", shape.hq))
+}
+
+/// Every `every`-th list, other ones of each head, against the scores it was made of, and the last.
+fn check_lists(geometry: &Geometry, config: &StemConfig, scores: &[f32], stride: usize, lists: &BlockLists, every: usize) -> Result<()> {
+    let rows = geometry.total_qb();
+    (0..lists.hq * rows).into_par_iter().try_for_each(|i| {
+        let (head, row) = (i / rows, i % rows);
+        if !(row + head).is_multiple_of(every) && row + 1 != rows {
+            return Ok(());
+        }
+        let (block, request) = geometry.row(row).context("a query block without a request")?;
+        let candidates = geometry.candidates(row);
+        let seen = scores.get(i * stride..).and_then(|s| s.get(..candidates)).context("score tensor too short")?;
+        let diagonal = (request.kb_len - 1).min(block.block) as usize;
+        let again = reference::topk_row(seen, block.budget as usize, diagonal, config);
+        ensure!(lists.row(head, row) == again, "list of head {head}, query block {row} is not the top of its scores");
+        Ok(())
+    })
 }
 
 /// Reference scores of the last query block of every head: `[hq, kb]`.
@@ -160,7 +183,12 @@ mod tests {
         let lists = random_lists(&problem.geometry(None).unwrap(), 2, 0.5, 2).unwrap();
         let probe = StemConfig { selector: Selector::Probe(ProbeConfig::default()), ..config };
         for (stage, config) in Stage::value_variants().iter().flat_map(|stage| [(stage, config), (stage, probe)]) {
-            let mut engine = CpuEngine::new(job(*stage, &problem, &config, Some(&lists))).unwrap();
+            let engine = CpuEngine::new(job(*stage, &problem, &config, Some(&lists)));
+            if *stage == Stage::ProbeMeans && config.selector == Selector::Stem {
+                assert!(engine.is_err());
+                continue;
+            }
+            let mut engine = engine.unwrap();
             engine.time(1).unwrap();
             let mut output = engine.output().unwrap();
             let checked = verify(&problem, &config, &output, 1).unwrap();
@@ -171,6 +199,7 @@ mod tests {
                 Output::Selection { scores, .. } => scores.iter_mut().for_each(|x| *x *= 2.0),
                 Output::Summaries(s) if config.selector == Selector::Stem => s.run_norms[3] += 0.1,
                 Output::Summaries(s) => s.v_tiles[3] = float8::F8E4M3::from_bits(s.v_tiles[3].to_bits() ^ 1),
+                Output::KeyMeans(means) => means.means[3] += 1.0,
                 Output::Pages { v, .. } => v.iter_mut().for_each(|x| *x = float8::F8E4M3::from_bits(x.to_bits() ^ 1)),
                 Output::Geometry(g) => g.query_blocks[0].budget += 1,
             }
@@ -193,6 +222,11 @@ mod tests {
         rows[0].sort_unstable();
         rows[0].dedup();
         let wrong = BlockLists::from_rows(1, 1, 1, &rows).unwrap();
+        let geometry = problem.geometry(Some(&config)).unwrap();
+        for every in [1, 7] {
+            check_lists(&geometry, &config, &scores, score_stride, &lists, every).unwrap();
+            assert!(check_lists(&geometry, &config, &scores, score_stride, &wrong, every).is_err());
+        }
         assert!(verify(&problem, &config, &Output::Selection { scores, score_stride, lists: wrong }, 1).is_err());
     }
 }
