@@ -1,5 +1,6 @@
 //! Pooled keys and queries of the probe selector.
 
+use super::summarize_kv::add_token;
 use super::{check_group, check_len};
 use crate::config::{KeyModel, ProbeConfig};
 use crate::error::Result;
@@ -112,8 +113,9 @@ pub fn query_means(q: &[F8E4M3], q_scale: &[f32], hq: usize, geometry: &Geometry
             let at = (request.q_start as usize + t) * hq + head;
             let g = (history + t - block.block as usize * BLOCK) / pool;
             counts[g] += 1;
-            for (sum, &code) in means[g * HEAD_DIM..].iter_mut().zip(&q[at * HEAD_DIM..(at + 1) * HEAD_DIM]) {
-                *sum += q_scale[at] * fp8::decode(code);
+            let mean = means[g * HEAD_DIM..].first_chunk_mut();
+            if let (Some(mean), Some(codes)) = (mean, q[at * HEAD_DIM..].first_chunk()) {
+                add_token(mean, q_scale[at], codes);
             }
         }
         for ((mean, scale), count) in means.chunks_exact_mut(HEAD_DIM).zip(scales).zip(counts) {
