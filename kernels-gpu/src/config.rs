@@ -208,8 +208,8 @@ pub mod select {
         pub const BIAS: u32 = QUERIES + SUMMERS * QUERY_STAGES * QUERY_BYTES;
         /// Moments of the value norms, one entry a consumer warp.
         pub const MOMENTS: u32 = BIAS + SPAN * 4;
-        /// Bytes of an entry: count, mean and sum of squares in f64, and padding.
-        pub const MOMENT_BYTES: u32 = 32;
+        /// Bytes of an entry: two sums in f64.
+        pub const MOMENT_BYTES: u32 = 16;
         /// Barriers of the ring: full, then empty ones.
         pub const RING_BARRIERS: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
         /// Barriers of the query sums.
