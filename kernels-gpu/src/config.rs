@@ -122,7 +122,7 @@ pub mod summarize_kv {
     pub const SMEM_BYTES: u32 = NORMS + THREADS * 4;
 }
 
-/// `select_stem`: four consumer warpgroups, one warpgroup that sums queries, one warp that copies key sums.
+/// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums.
 pub mod select {
     use super::{HEAD_DIM, SUM_LEN};
     /// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums
@@ -142,16 +142,23 @@ pub mod select {
     pub const CONSUMER_BARRIER: u32 = 1;
     /// Warps of the consumers.
     pub const CONSUMER_WARPS: u32 = CONSUMER_THREADS / 32;
-    /// Threads that sum queries: 16 rows of 8 chunks at a time.
-    pub const SUM_THREADS: u32 = 128;
-    /// Threads of a block: consumers, the warpgroup that sums, and the warpgroup of the warp that copies.
+    /// Warpgroups that sum queries. Two: one warp a scheduler cannot hide the latency of its own instructions.
+    pub const SUMMERS: u32 = 2;
+    /// Threads that sum queries.
+    pub const SUM_THREADS: u32 = SUMMERS * 128;
+    /// Warps that sum queries.
+    pub const SUM_WARPS: u32 = SUM_THREADS / 32;
+    /// Rows that one of the warpgroups sums at a time: each of them takes eight threads.
+    pub const SUM_ROWS: u32 = 128 / 8;
+    /// Threads of a block: consumers, the warpgroups that sum, and the warpgroup of the warp that copies.
     pub const THREADS: u32 = CONSUMER_THREADS + SUM_THREADS + 128;
-    /// Registers a thread is launched with: a multiple of eight of which 768 threads fit in the 65,536 of a multiprocessor.
-    pub const LAUNCH_REGS: u32 = 80;
-    /// Registers of a consumer: 64 accumulators, or the 32 keys of a row in top-k, and bookkeeping.
+    /// Registers a thread is launched with: a multiple of eight of which 896 threads fit in the 65,536 of a multiprocessor.
+    pub const LAUNCH_REGS: u32 = 72;
+    /// Registers of a consumer: 64 accumulators, or the 32 keys of a row in top-k, and bookkeeping. ptxas puts accumulators behind
+    /// the first 24 and keeps two for itself: the next lower multiple of eight serialises the products.
     pub const CONSUMER_REGS: u32 = 96;
-    /// Registers of a thread that sums: 40 words of a group, eight sums, addresses.
-    pub const SUM_REGS: u32 = 72;
+    /// Registers of a thread that sums: 16 sums, some codes, addresses.
+    pub const SUM_REGS: u32 = 48;
     /// Registers of a thread of the copying warpgroup.
     pub const COPY_REGS: u32 = 24;
     // What the roles take in all must be what the block was launched with, or `setmaxnreg` waits for ever.
@@ -172,22 +179,21 @@ pub mod select {
     /// first one did.
     pub const SUM_STAGES: u32 = 2;
     const _: () = assert!((super::GROUPS as u32).is_multiple_of(2 * SUM_STAGES));
-    /// Rows of queries that are summed at a time.
-    pub const QUERY_ROWS: u32 = SUM_THREADS / 8;
-    /// Stages of queries, one group of [`QUERY_ROWS`] rows each: what is in flight from device memory. 64 KiB a multiprocessor
-    /// cover 1.9 us at the full rate of the memory.
-    pub const QUERY_STAGES: u32 = 4;
+    /// Stages of queries of one summing warpgroup, a group of [`SUM_ROWS`] rows each: one is summed while the next arrives.
+    pub const QUERY_STAGES: u32 = 2;
+    /// Groups of queries that each of them fetches into L2 ahead of the copies: with 16 KiB each, 128 KiB a multiprocessor, several
+    /// times what covers the latency of device memory.
+    pub const QUERY_AHEAD: u32 = 4;
     /// Bytes of the codes of a stage: eight tokens of every row.
-    pub const QUERY_CODES: u32 = QUERY_ROWS * 8 * HEAD_DIM as u32;
+    pub const QUERY_CODES: u32 = SUM_ROWS * super::GROUP_TOKENS as u32 * HEAD_DIM as u32;
     /// Bytes of a stage: the codes, then the tokens' scales.
-    pub const QUERY_BYTES: u32 = QUERY_CODES + QUERY_ROWS * 8 * 4;
-    const _: () = assert!(QUERY_STAGES.is_power_of_two() && (super::GROUPS as u32).is_multiple_of(QUERY_STAGES));
+    pub const QUERY_BYTES: u32 = QUERY_CODES + SUM_ROWS * super::GROUP_TOKENS as u32 * 4;
     /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
     pub const PITCH: u32 = SPAN + 4;
 
     /// Where things lie in dynamic shared memory.
     pub mod smem {
-        use super::{CHUNK, CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES};
+        use super::{CHUNK, CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES, SUMMERS};
         /// Stages of key sums.
         pub const RING: u32 = 0;
         /// Bytes of one.
@@ -197,14 +203,14 @@ pub mod select {
         /// Groups of query sums, behind the ring and the scores, which are a little longer; aligned for the swizzle.
         pub const SUMS: u32 = (SCORES + ROWS * PITCH * 4).next_multiple_of(1024);
         const _: () = assert!(RING + STAGES * STAGE_BYTES <= SUMS);
-        /// Stages of queries.
+        /// Stages of queries, those of one summing warpgroup after those of the other.
         pub const QUERIES: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
         /// Value terms of the span.
-        pub const BIAS: u32 = QUERIES + QUERY_STAGES * QUERY_BYTES;
+        pub const BIAS: u32 = QUERIES + SUMMERS * QUERY_STAGES * QUERY_BYTES;
         /// Moments of the value norms, one entry a consumer warp.
         pub const MOMENTS: u32 = BIAS + SPAN * 4;
-        /// Bytes of an entry: count, mean and sum of squares in f64, and padding.
-        pub const MOMENT_BYTES: u32 = 32;
+        /// Bytes of an entry: two sums in f64.
+        pub const MOMENT_BYTES: u32 = 16;
         /// Barriers of the ring: full, then empty ones.
         pub const RING_BARRIERS: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
         /// Barriers of the query sums.

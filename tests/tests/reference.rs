@@ -273,10 +273,10 @@ fn summaries_of_every_key_block() {
                 |t: usize| (block.block as usize * 128 + t < len).then_some(((start + block.block as usize * 128 + t) * 2 + head) * 128);
             for d in 0..128 {
                 for g in 0..16 {
-                    // The rounding is part of the contract: product, then sum, in order.
+                    // The rounding is part of the contract: one a token, in order.
                     let sum = (0..8)
                         .filter_map(|r| at(g + 16 * r))
-                        .fold(0f32, |sum, at| sum + batch.k_scale[head] * fp8::decode(batch.k[at + d]));
+                        .fold(0f32, |sum, at| batch.k_scale[head].mul_add(fp8::decode(batch.k[at + d]), sum));
                     assert_eq!(
                         summaries.k_sums[((head * total_kb + i) * 16 + 15 - g) * 128 + d],
                         bf16::from_f32(sum),

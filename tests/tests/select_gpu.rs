@@ -225,6 +225,22 @@ fn long_requests_are_exact(#[case] lengths: &[(i32, i32)], #[case] heads: (usize
     }
 }
 
+/// More strips than the GPU has room for: every block takes several, to and fro, of many rows and of few.
+#[rstest]
+#[case::alone(&[(20_000, 20_000), (700, 1500), (2, 9000)])]
+#[case::in_pairs(&[(12_300, 33_000), (1, 100), (900, 1000)])]
+#[case::in_fours(&[(12_300, 66_000), (300, 300)])]
+fn several_strips_a_block_are_exact(#[case] lengths: &[(i32, i32)]) {
+    let oam = OamConfig { qk_scale: 0.25, lambda: 0.0, count_empty_runs: false, round_bf16: false };
+    let config = StemConfig { oam, ..choosy() };
+    let problem = Problem::new(3, lengths, (64, 8), &config, true);
+    let Some(scores) = check(&problem, &config) else { return };
+    let want = problem.reference(&oam);
+    for (i, (got, want)) in visible(&problem, &scores).zip(visible(&problem, &want)).enumerate() {
+        assert_bits(&format!("scores of row {i}"), got, want, f32::to_bits);
+    }
+}
+
 #[rstest]
 fn value_terms_match(#[values(2, 4, 5, 6, 7)] case: usize, #[values(Preset::Hpc, Preset::Paper)] preset: Preset) {
     // A weight of zero leaves the value term alone; small weights of it and no rounding keep f32's digits.

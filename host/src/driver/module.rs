@@ -148,6 +148,42 @@ impl Kernel {
         self.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)
     }
 
+    /// How many blocks the whole GPU can hold at a time when they come in clusters of `cluster` blocks: a cluster has to fit into one
+    /// group of multiprocessors, and groups differ in size.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn resident_blocks(&self, cluster: u32) -> Result<usize> {
+        let context = self.module.context();
+        context.bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
+        let launch = Launch::grid(cluster as usize, 1, 1).cluster([cluster, 1, 1]);
+        launch.validate(self.entry)?;
+        let (mut attributes, count) = launch.attributes();
+        let config = self.config(&launch, &mut attributes, count, ptr::null_mut());
+        let mut clusters = 0;
+        // SAFETY: config and attributes live to the end of the call, which only reads them; the handle is valid.
+        unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, self.function, &config) }
+            .result()
+            .map_err(driver_error("cuOccupancyMaxActiveClusters"))?;
+        Ok(clusters.max(0) as usize * cluster as usize)
+    }
+
+    fn config(&self, launch: &Launch, attributes: &mut [sys::CUlaunchAttribute], count: u32, stream: sys::CUstream) -> sys::CUlaunchConfig {
+        let [grid_x, grid_y, grid_z] = launch.grid;
+        sys::CUlaunchConfig {
+            gridDimX: grid_x,
+            gridDimY: grid_y,
+            gridDimZ: grid_z,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count,
+        }
+    }
+
     fn attribute(&self, attribute: sys::CUfunction_attribute) -> Result<u32> {
         self.module.context().bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
         // SAFETY: the function handle is valid while the module lives.
@@ -176,19 +212,7 @@ impl Kernel {
         }
         context.bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
         let (mut attributes, count) = launch.attributes();
-        let [grid_x, grid_y, grid_z] = launch.grid;
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid_x,
-            gridDimY: grid_y,
-            gridDimZ: grid_z,
-            blockDimX: self.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: self.shared_bytes,
-            hStream: stream.cu_stream(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: count,
-        };
+        let config = self.config(launch, &mut attributes, count, stream.cu_stream());
         // The driver's signature is not const; it only reads. `Arg` is transparent over one pointer.
         let pointers = args.as_ptr().cast_mut().cast::<*mut c_void>();
         // SAFETY: config, attributes and the argument values live to the end of the call, which copies them; the handle is

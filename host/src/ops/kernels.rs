@@ -9,6 +9,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Kernels {
     device: Device,
+    select_blocks: [usize; 3],
     pub(super) append_kv: Kernel,
     pub(super) summarize_kv: Kernel,
     pub(super) summarize_kv_token_scales: Kernel,
@@ -27,6 +28,11 @@ impl Kernels {
         self.device.info().sm_count as usize
     }
 
+    /// Blocks of `select` that run at a time in clusters of 1, 2 and 4; 0 where the driver cannot tell.
+    pub(super) fn select_blocks(&self) -> [usize; 3] {
+        self.select_blocks
+    }
+
     /// Whether a launch may overlap the one before it. Drivers before CUDA 12.3 cannot capture such launches in a graph.
     pub(super) fn overlaps(&self) -> bool {
         let version = self.device.info().cuda_version.split_once('.');
@@ -41,27 +47,31 @@ impl Kernels {
     pub fn load(device: &Device) -> Result<Arc<Self>> {
         let module = |m: PtxModule| Module::load(device, m.name(), m.text());
         let (append, summarize) = (module(PtxModule::AppendKv)?, module(PtxModule::SummarizeKv)?);
-        let (select, lists, attend) = (module(PtxModule::Select)?, module(PtxModule::Lists)?, module(PtxModule::Attend)?);
+        let (select_stem, lists, attend) = (module(PtxModule::Select)?, module(PtxModule::Lists)?, module(PtxModule::Attend)?);
         let select_probe = module(PtxModule::SelectProbe)?;
         let kernel = |id: KernelId| {
             let module = match id.module() {
                 PtxModule::AppendKv => &append,
                 PtxModule::SummarizeKv => &summarize,
-                PtxModule::Select => &select,
+                PtxModule::Select => &select_stem,
                 PtxModule::Lists => &lists,
                 PtxModule::SelectProbe => &select_probe,
                 PtxModule::Attend => &attend,
             };
             module.kernel(id.entry(), id.threads(), id.shared_bytes())
         };
+        let select = kernel(KernelId::Select)?;
+        // Nothing but the size of a grid depends on it: a driver that cannot tell is no reason to fail.
+        let resident = |cluster| select.resident_blocks(cluster).unwrap_or(0);
         Ok(Arc::new(Self {
             device: device.clone(),
+            select_blocks: [resident(1), resident(2), resident(4)],
             append_kv: kernel(KernelId::AppendKv)?,
             summarize_kv: kernel(KernelId::SummarizeKv)?,
             summarize_kv_token_scales: kernel(KernelId::SummarizeKvTokenScales)?,
             lists_from_mask: kernel(KernelId::ListsFromMask)?,
             lists_from_csr: kernel(KernelId::ListsFromCsr)?,
-            select: kernel(KernelId::Select)?,
+            select,
             probe_means: kernel(KernelId::ProbeMeans)?,
             probe: kernel(KernelId::Probe)?,
             attend: kernel(KernelId::Attend)?,

@@ -91,6 +91,15 @@ pub fn scratch_len(geometry: &Geometry) -> Result<usize> {
     product("score scratch", &[SCRATCH_BLOCKS, ROWS as usize, geometry.max_kb])
 }
 
+/// What the GPU holds.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    /// Multiprocessors.
+    sm_count: usize,
+    /// Blocks of the kernel that run at a time in clusters of 1, 2 and 4; 0 where that is not known.
+    resident: [usize; 3],
+}
+
 /// How the work of a batch is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
@@ -103,11 +112,11 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(geometry: &Geometry, hq: usize, group: usize, sm_count: usize, scratch: bool) -> Self {
+    fn of(geometry: &Geometry, hq: usize, group: usize, room: &Room, scratch: bool) -> Self {
         let items = |strip: usize| hq.saturating_mul(geometry.total_qb().div_ceil(strip));
         let whole = ROWS as usize;
         // A strip of half the length reads the key sums twice as often, but leaves no multiprocessor idle.
-        let strip = if items(whole) < sm_count { whole / 2 } else { whole };
+        let strip = if items(whole) < room.sm_count { whole / 2 } else { whole };
         // Sharing pays where key sums are most of the traffic; where they are not, waiting for each other costs more.
         let wanted = match geometry.max_kb {
             0..256 => 1,
@@ -115,8 +124,18 @@ impl Shape {
             _ => 4,
         };
         let cluster = [4, 2, 1].into_iter().find(|&n| n <= wanted && group.is_multiple_of(n)).unwrap_or(1);
-        let blocks = items(strip);
-        Self { strip, cluster, blocks: if scratch { blocks.min(SCRATCH_BLOCKS) } else { blocks } }
+        let items = items(strip);
+        // Blocks that stay and take one item after another start the next while the last lists of the one before are written. All of
+        // them have to run at a time, or the rest would come when the first have done everything.
+        let resident = room.resident[cluster.ilog2() as usize];
+        let most = match (scratch, resident) {
+            (true, 0) => SCRATCH_BLOCKS,
+            (true, n) => n.min(SCRATCH_BLOCKS),
+            (false, 0) => items,
+            (false, n) => n,
+        };
+        // Clusters are whole: items are a multiple of every cluster, and so is each of the limits.
+        Self { strip, cluster, blocks: items.min(most) }
     }
 }
 
@@ -135,7 +154,8 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
     args.lists.check(at)?;
     args.lists.require_room(geometry)?;
     let (scores, score_stride, scratch) = args.scores.check(geometry, hq)?;
-    let shape = Shape::of(geometry, hq, at.heads.group(), at.kernels.sm_count(), scratch);
+    let room = Room { sm_count: at.kernels.sm_count(), resident: at.kernels.select_blocks() };
+    let shape = Shape::of(geometry, hq, at.heads.group(), &room, scratch);
     if shape.blocks == 0 {
         // An empty tensor has no map.
         return Ok(());
@@ -237,10 +257,10 @@ mod tests {
     fn grids_are_multiples_of_their_clusters() {
         for tokens in [1, 128, 8192, 32_768, 65_536, 131_072, 1 << 20] {
             for (hq, hkv) in [(1, 1), (2, 1), (3, 1), (6, 3), (8, 8), (12, 3), (32, 4), (40, 8)] {
-                for sm_count in [78, 114, 132] {
+                for (sm_count, resident) in [(78, [78, 78, 72]), (114, [0; 3]), (132, [132, 132, 128])] {
                     let geometry = geometry(tokens);
                     let scratch = geometry.max_kb > 1024;
-                    let Shape { strip, cluster, blocks } = Shape::of(&geometry, hq, hq / hkv, sm_count, scratch);
+                    let Shape { strip, cluster, blocks } = Shape::of(&geometry, hq, hq / hkv, &Room { sm_count, resident }, scratch);
                     assert!(strip == 16 || strip == 32);
                     assert!(blocks > 0 && (hq / hkv) % cluster == 0, "{tokens}, {hq}/{hkv}");
                     // Items of a cluster are neighbouring heads of one window, also after a stride of the whole grid.

@@ -86,19 +86,39 @@ pub fn summarize_kv(kv: &PagedKv<'_>, geometry: &Geometry, k_scale: &[f32], v_sc
     Ok(summaries)
 }
 
-/// Sum of group `g` of a block: tokens g, g + 16, ... in order, each `scale * code` rounded before it is added, the sum
-/// rounded to bf16. `rows[t]` is token t of the block; tokens past the end or without data count as nothing.
+/// Sum of group `g` of a block: tokens g, g + 16, ... in order, `scale * code` added to the sum with one rounding, the
+/// last sum rounded to bf16. `rows[t]` is token t of the block; tokens past the end or without data count as nothing.
 pub(super) fn group_sum(rows: &[Option<&[F8E4M3; HEAD_DIM]>], g: usize, scale: impl Fn(usize) -> f32, sum: &mut [bf16]) {
     let mut acc = [0f32; HEAD_DIM];
     for t in (0..GROUP_TOKENS).map(|r| g + GROUPS * r) {
         if let Some(Some(row)) = rows.get(t) {
             let scale = scale(t);
-            for (acc, &code) in acc.iter_mut().zip(*row) {
-                *acc += scale * fp8::decode(code);
-            }
+            add_token(&mut acc, scale, row);
         }
     }
     for (sum, acc) in sum.iter_mut().zip(acc) {
         *sum = bf16::from_f32(acc);
+    }
+}
+
+/// Adds `scale * code` to each sum, with one rounding.
+pub(super) fn add_token(acc: &mut [f32; HEAD_DIM], scale: f32, codes: &[F8E4M3; HEAD_DIM]) {
+    // Compiled for any processor, `mul_add` is a call: five times the time of the whole sum.
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("fma") {
+        #[target_feature(enable = "fma")]
+        fn fused(acc: &mut [f32; HEAD_DIM], scale: f32, codes: &[F8E4M3; HEAD_DIM]) {
+            add_each(acc, scale, codes);
+        }
+        // SAFETY: the processor has the instruction.
+        return unsafe { fused(acc, scale, codes) };
+    }
+    add_each(acc, scale, codes);
+}
+
+#[inline(always)]
+fn add_each(acc: &mut [f32; HEAD_DIM], scale: f32, codes: &[F8E4M3; HEAD_DIM]) {
+    for (acc, &code) in acc.iter_mut().zip(codes) {
+        *acc = scale.mul_add(fp8::decode(code), *acc);
     }
 }

@@ -1,7 +1,7 @@
 //! `select_stem`: from FP8 queries and the summaries of the key blocks to the block lists that attention reads.
 //!
-//! One block of threads takes a strip of up to 32 query blocks of one head. One warpgroup sums queries (each read once, from
-//! device memory to registers), one warp copies key sums (each block of a cluster loads a part and sends it to all), four
+//! One block of threads takes a strip of up to 32 query blocks of one head. Two warpgroups sum queries (each read once a span, by
+//! copies of their own), one warp copies key sums (each block of a cluster loads a part and sends it to all), four
 //! warpgroups multiply and, with the scores of the strip in shared memory, decide what each row keeps, a row a warp. Rows of
 //! more than 1,024 key blocks are scored a span at a time, and their scores go through device memory.
 //!
@@ -9,8 +9,8 @@
 
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, STEPS,
-    SUM_REGS, SUM_STAGES, SUM_THREADS, TILE, TILE_BYTES,
+    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, ROWS, SPAN, STAGES,
+    STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
@@ -21,7 +21,7 @@ use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
 use crate::ptx::{barrier, cluster, cp_async, fence, global, mbarrier, pdl, regs, smem, special, warp};
 use crate::tile::reduce::ValueTerm;
 use crate::tile::strip::{Span, Strip, Strips, wants_scores};
-use crate::tile::sums::{GroupCodes, NO_TOKEN, Queries};
+use crate::tile::sums::{GroupSum, NO_TOKEN, Queries};
 use crate::tile::topk::{DeviceScores, List, select_row};
 use crate::unroll;
 
@@ -54,7 +54,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
             shared.sums.init(1, CONSUMERS);
             let mut at = Turn::START;
             unroll!(_S < 2 {
-                mbarrier::init(shared.written(at), SUM_THREADS / 32);
+                mbarrier::init(shared.written(at), SUM_WARPS);
                 at = at.next();
             });
             mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
@@ -69,15 +69,15 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
             pdl::wait();
             let consumer = Consumer { warpgroup: warp_index / 4, thread: thread % 128, blocks };
             consume(p, shared, consumer);
-        } else if warp_index < CONSUMER_WARPS + SUM_THREADS / 32 {
+        } else if warp_index < CONSUMER_WARPS + SUM_WARPS {
             regs::setmaxnreg_dec::<SUM_REGS>();
-            sum_queries(p, shared, thread - CONSUMER_THREADS);
+            sum_queries(p, shared, (warp_index - CONSUMER_WARPS) / 4, thread % 128);
         } else {
             regs::setmaxnreg_dec::<COPY_REGS>();
-            if warp_index == CONSUMER_WARPS + SUM_THREADS / 32 {
+            if warp_index == CONSUMER_WARPS + SUM_WARPS {
                 pdl::wait();
                 copy_keys(p, shared, k_map, thread % 32);
-            } else if warp_index == CONSUMER_WARPS + SUM_THREADS / 32 + 1 {
+            } else if warp_index == CONSUMER_WARPS + SUM_WARPS + 1 {
                 hand_over_sums(p, shared, thread % 32);
             }
         }
@@ -135,13 +135,13 @@ unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane:
     }
 }
 
-/// The warpgroup that sums queries: once a span, group by group. Thread (r, c) has bytes 16 c .. 16 c + 16 of rows r and, in
-/// strips of more than 16 rows, 16 + r. It copies them itself to shared memory, some units (a group of 16 rows) ahead; of what
-/// other threads copy it reads only scales, which come from its own warp.
+/// A warpgroup that sums queries: once a span, group by group. In strips of more than 16 rows each of the two takes every group, of
+/// the lower or of the higher rows; else it takes every other group. Thread (r, c) has bytes 16 c .. 16 c + 16 of the r-th row. It
+/// copies them itself to shared memory, some groups ahead; of what other threads copy it reads only scales, which come from its
+/// own warp.
 #[inline(always)]
-unsafe fn sum_queries(p: &SelectParams, shared: Shared, thread: u32) {
+unsafe fn sum_queries(p: &SelectParams, shared: Shared, summer: u32, thread: u32) {
     let (r, chunk, lane) = (thread / 8, thread % 8, thread % 32);
-    let mut at = Turn::<SUM_STAGES>::START;
     let mut strips = Strips::new(p);
     // SAFETY: barriers are initialised; a stage of the sums is waited for before it is overwritten, and one of the queries is
     // read by all of the warp before any of it starts the next copies to it.
@@ -152,47 +152,46 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, thread: u32) {
             if !strip.has_scores(p, lane) {
                 continue;
             }
+            // 1 where the warpgroups share out the rows, 0 where they share out the groups.
+            let by_rows = (strip.rows > SUM_ROWS as i32) as u32;
+            let row = (r + summer * by_rows * SUM_ROWS) as i32;
             let (block, request) = strip.block(p, 0);
             let queries = Queries::new(p, &request, strip.head, chunk);
-            let start = |r: u32| {
-                let first = new_token(&request, (block.block + r as i32) * BLOCK as i32);
-                if (r as i32) < strip.rows { first } else { NO_TOKEN }
-            };
-            let (low, high) = (start(r), start(r + 16));
-            // 1 where a group is two units, the lower rows and the higher.
-            let twice = (strip.rows > 16) as u32;
-            let group = |unit: u32| (if unit & twice != 0 { high } else { low }) + ((unit >> twice) % GROUPS as u32) as i32;
-            let units = (GROUPS as u32 * (strip.keys as u32).div_ceil(SPAN)) << twice;
-            let mut unit = 0;
-            while unit < QUERY_STAGES {
-                queries.copy(group(unit), thread, shared.queries(unit));
-                cp_async::commit();
-                unit += 1;
+            let first = new_token(&request, (block.block + row) * BLOCK as i32);
+            let first = if row < strip.rows { first } else { NO_TOKEN };
+            let place = |group: u32| first + (group % GROUPS as u32) as i32;
+            let (groups, step) = (GROUPS as u32 * (strip.keys as u32).div_ceil(SPAN), SUMMERS - by_rows);
+            let mut group = summer * (1 - by_rows);
+            let mut n = 0;
+            queries.copy(place(group), thread, shared.queries(summer, 0));
+            cp_async::commit();
+            while n < QUERY_AHEAD {
+                n += 1;
+                queries.prefetch(place(group + n * step), chunk);
             }
-            unit = 0;
-            while unit < units {
+            n = 0;
+            while group < groups {
+                let next = group + step;
+                if next < groups {
+                    queries.copy(place(next), thread, shared.queries(summer, n + 1));
+                    // Past the strip's last group it is one of its first, which are there.
+                    queries.prefetch(place(next + QUERY_AHEAD * step), chunk);
+                }
+                // Groups are counted, whether or not there is another one.
+                cp_async::commit();
                 cp_async::wait::<{ QUERY_STAGES - 1 }>();
                 warp::sync();
-                let codes = GroupCodes::read(thread, shared.queries(unit));
+                let sum = GroupSum::of_stage(thread, shared.queries(summer, n));
+                // A span has an even number of passes over the ring: every strip finds it as the first one did.
+                let to = Turn::<SUM_STAGES>::at(group);
+                shared.sums.wait_empty(to);
+                sum.store_shared(shared.group(to).offset(sum_offset(r, chunk) + summer * by_rows * SUM_ROWS * 128));
+                // Which also says that the warp has read its queries.
                 warp::sync();
-                if unit + QUERY_STAGES < units {
-                    queries.copy(group(unit + QUERY_STAGES), thread, shared.queries(unit));
-                    // As many again come to L2. Past the strip's last unit they are its first ones, which are there.
-                    queries.prefetch(group(unit + 2 * QUERY_STAGES), chunk);
-                }
-                // Groups are counted, whether or not there is anything in them.
-                cp_async::commit();
-                let part = unit & twice;
-                if part == 0 {
-                    shared.sums.wait_empty(at);
-                }
-                codes.sum(shared.group(at).offset(sum_offset(r, chunk) + part * 16 * 128));
-                if part == twice {
-                    warp::sync();
-                    mbarrier::arrive_if(shared.written(at), (lane == 0) as u32);
-                    at = at.next();
-                }
-                unit += 1;
+                // Every stage is told as often: where the warpgroup has the group for itself, it speaks for the other, too.
+                mbarrier::arrive_if(shared.written(to), (lane < step) as u32);
+                group = next;
+                n += 1;
             }
         }
     }
@@ -341,4 +340,4 @@ unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
 }
 
 const _: () = assert!(SUM_STAGES == 2, "barriers of the written sums");
-const _: () = assert!(HEAD_DIM == 128 && SUM_THREADS == 16 * 8 && ROWS == 32, "two passes of 16 rows and 8 chunks");
+const _: () = assert!(HEAD_DIM == 128 && SUMMERS == 2 && ROWS == 2 * SUM_ROWS, "a row of 8 chunks, half of the rows a warpgroup");

@@ -49,10 +49,10 @@ impl Shared {
         self.base.offset(map::WRITTEN + at.stage() * 8)
     }
 
-    /// Stage of the queries that unit `unit` of a strip goes through, from the summing warpgroup's first row on.
+    /// Stage of the queries that the `n`-th group of summing warpgroup `summer` goes through.
     #[inline(always)]
-    pub fn queries(self, unit: u32) -> SmemAddr {
-        self.base.offset(map::QUERIES + unit % QUERY_STAGES * QUERY_BYTES)
+    pub fn queries(self, summer: u32, n: u32) -> SmemAddr {
+        self.base.offset(map::QUERIES + (summer * QUERY_STAGES + n % QUERY_STAGES) * QUERY_BYTES)
     }
 
     /// Value terms of the span.

@@ -45,6 +45,13 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     pure32!(f32, "fma.rn.ftz.f32 {}, {}, {}, {};", a, b, c)
 }
 
+/// `a * b + c` with one rounding, subnormals and all: bit for bit what `f32::mul_add` gives. PTX: `fma.rn.f32 d, a, b, c`. Called by any
+/// thread.
+#[inline(always)]
+pub fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
+    pure32!(f32, "fma.rn.f32 {}, {}, {}, {};", a, b, c)
+}
+
 /// Has `x` computed before this point: LLVM may otherwise sink arithmetic past a wait to its first use. Emits nothing but
 /// a comment. Called by any thread.
 #[inline(always)]

@@ -3,7 +3,8 @@
 //! The query blocks of the batch are cut into windows of `strip` blocks, whatever request they belong to; the part of a window
 //! that one request owns is a strip. Every role of a block walks the same strips for itself: they are a few loads away, and
 //! nothing has to be handed over. Items (a window of a head) are numbered from the longest rows, at the end of a causal prompt,
-//! to the shortest, and by head within: the blocks of a cluster work on the same strip of neighbouring heads.
+//! to the shortest, and by head within: the blocks of a cluster work on the same strip of neighbouring heads. A grid that is smaller
+//! than the items goes over them to and fro, so that the block with the longest item of a round has the shortest of the next.
 
 use crate::abi::{QueryBlock, Request, SelectParams};
 use crate::config::select::{CHUNK, SPAN, TILE};
@@ -32,6 +33,8 @@ pub struct Strips<'a> {
     p: &'a SelectParams,
     /// The item.
     item: u32,
+    /// Number of the item plus that of the next one: rounds of as many items as there are blocks, every second one backwards.
+    both: u32,
     /// Query blocks of its window that are done.
     done: i32,
 }
@@ -40,7 +43,7 @@ impl<'a> Strips<'a> {
     /// All of them.
     #[inline(always)]
     pub fn new(p: &'a SelectParams) -> Self {
-        Self { p, item: special::ctaid_x(), done: 0 }
+        Self { p, item: special::ctaid_x(), both: 2 * special::nctaid_x() - 1, done: 0 }
     }
 
     /// Whether there is one.
@@ -84,7 +87,11 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     pub fn advance(&mut self, strip: &Strip) {
         self.done = if strip.ends_window { 0 } else { self.done + strip.rows };
-        self.item += if strip.ends_window { special::nctaid_x() } else { 0 };
+        if strip.ends_window {
+            // At most the items and two rounds: `ops::select` launches no grid of more than 2^31 blocks, and none larger than the items.
+            self.item = self.both.wrapping_sub(self.item);
+            self.both = self.both.wrapping_add(2 * special::nctaid_x());
+        }
     }
 }
 

@@ -1,12 +1,11 @@
 //! Group sums: eight tokens of a group added up in a fixed order, and stored as bf16.
 //!
-//! The order and the roundings (product, then sum, no fused operation) are the CPU reference's, so that both give the
-//! same bits. A token that does not exist takes part as zero, which leaves the sum's bits alone.
+//! Order and roundings (one a token: the sum is fused with the product) are the CPU reference's, so that both give the same bits. A
+//! token that does not exist takes part as zero, which leaves the sum alone.
 
 use crate::abi::{Request, SelectParams};
-use crate::config::GROUPS;
-use crate::config::select::{QUERY_CODES, SUM_THREADS};
-use crate::layout::pages::clamped;
+use crate::config::select::QUERY_CODES;
+use crate::config::{GROUP_TOKENS, GROUPS};
 use crate::ptx::{SmemAddr, cp_async, cvt, global, math, smem};
 use crate::unroll;
 
@@ -26,10 +25,10 @@ impl GroupSum {
     pub fn add(&mut self, codes: [u32; 4], scale: f32) {
         unroll!(W < 4 {
             let x = cvt::e4m3x4_to_f32(codes[W]);
-            self.0[4 * W] += scale * x[0];
-            self.0[4 * W + 1] += scale * x[1];
-            self.0[4 * W + 2] += scale * x[2];
-            self.0[4 * W + 3] += scale * x[3];
+            self.0[4 * W] = math::fma_rn(scale, x[0], self.0[4 * W]);
+            self.0[4 * W + 1] = math::fma_rn(scale, x[1], self.0[4 * W + 1]);
+            self.0[4 * W + 2] = math::fma_rn(scale, x[2], self.0[4 * W + 2]);
+            self.0[4 * W + 3] = math::fma_rn(scale, x[3], self.0[4 * W + 3]);
         });
     }
 
@@ -39,18 +38,36 @@ impl GroupSum {
         self.0
     }
 
+    /// The sum as bf16, eight dimensions and the other eight.
+    #[inline(always)]
+    fn packed(&self) -> [[u32; 4]; 2] {
+        let mut packed = [[0; 4]; 2];
+        unroll!(H < 2 {
+            unroll!(W < 4 { packed[H][W] = cvt::bf16x2(self.0[8 * H + 2 * W], self.0[8 * H + 2 * W + 1]); });
+        });
+        packed
+    }
+
     /// Stores the sum as 16 bf16 at `ptr`.
     ///
     /// # Safety
     /// 32 writable bytes at `ptr`, 16-byte aligned, which no other thread uses.
     #[inline(always)]
     pub unsafe fn store(&self, ptr: u64) {
-        unroll!(H < 2 {
-            let mut packed = [0; 4];
-            unroll!(W < 4 { packed[W] = cvt::bf16x2(self.0[8 * H + 2 * W], self.0[8 * H + 2 * W + 1]); });
-            // SAFETY: the caller's obligation.
-            unsafe { global::st_v4(ptr + 16 * H as u64, packed) };
-        });
+        let packed = self.packed();
+        // SAFETY: the caller's obligation.
+        unroll!(H < 2 { unsafe { global::st_v4(ptr + 16 * H as u64, packed[H]) }; });
+    }
+
+    /// Stores the sum at `to` ([`crate::layout::select::sum_offset`]) in shared memory.
+    ///
+    /// # Safety
+    /// No other thread uses the 32 bytes at `to`.
+    #[inline(always)]
+    pub unsafe fn store_shared(&self, to: SmemAddr) {
+        let packed = self.packed();
+        // SAFETY: the caller's obligation; the swizzle leaves the lowest bit of the chunk to the second half.
+        unroll!(H < 2 { unsafe { smem::st_v4(SmemAddr(to.0 ^ (16 * H as u32)), packed[H]) }; });
     }
 }
 
@@ -74,12 +91,8 @@ pub type Group = i32;
 /// A group without a token: all of its positions lie far before the chunk.
 pub const NO_TOKEN: Group = i32::MIN / 2;
 
-/// Sixteen bytes of the eight tokens of one group, and their scales.
-#[derive(Clone, Copy)]
-pub struct GroupCodes {
-    codes: [[u32; 4]; 8],
-    scales: [f32; 8],
-}
+/// Bytes of one token of all rows of a stage.
+const TOKEN_BYTES: u32 = QUERY_CODES / GROUP_TOKENS as u32;
 
 impl Queries {
     /// Dimensions `16 * chunk ..` of the new tokens of `request`.
@@ -97,13 +110,6 @@ impl Queries {
         (token as u32) < self.len as u32
     }
 
-    /// Addresses of the thread's 16 bytes of a new token and of its scale; of another of the request's tokens where there is none.
-    #[inline(always)]
-    fn at(&self, token: i32) -> (u64, u64) {
-        let token = clamped(token, self.len) as u32 as u64;
-        (self.q.wrapping_add(token * self.stride), self.scale + token * self.heads as u64 * 4)
-    }
-
     /// Fetches token `r` of a group into L2.
     ///
     /// # Safety
@@ -111,8 +117,14 @@ impl Queries {
     #[inline(always)]
     pub unsafe fn prefetch(&self, group: Group, r: u32) {
         let token = math::here(group) + (r * GROUPS as u32) as i32;
-        // SAFETY: forwarded; the address is that of a new token.
-        unsafe { global::prefetch_if(self.at(token).0, self.exists(token) as u32) };
+        // SAFETY: forwarded; the address is that of a new token where there is one.
+        unsafe { global::prefetch_if(self.q.wrapping_add(self.offset(token)), self.exists(token) as u32) };
+    }
+
+    /// Bytes from the request's first new token to `token`, which need not exist.
+    #[inline(always)]
+    fn offset(&self, token: i32) -> u64 {
+        (token as i64 as u64).wrapping_mul(self.stride)
     }
 
     /// Starts the copies of the thread's part of a group into a stage: its 16 bytes of each of the eight tokens, and the scale of
@@ -124,68 +136,48 @@ impl Queries {
     #[inline(always)]
     pub unsafe fn copy(&self, group: Group, thread: u32, stage: SmemAddr) {
         let codes = stage.offset(thread * 16);
+        // Here: with the addresses of all copies computed ahead there are not enough registers.
+        let first = math::here(group);
+        let from = self.q.wrapping_add(self.offset(first));
         unroll!(R < 8 {
-            // Here: with the addresses of all copies computed ahead there are not enough registers.
-            let token = math::here(group) + (R * GROUPS) as i32;
-            let bytes = if self.exists(token) { 16 } else { 0 };
+            let exists = self.exists(first + (R * GROUPS) as i32);
+            let from = if exists { from.wrapping_add((R * GROUPS) as u64 * self.stride) } else { self.q };
             // SAFETY: the address is that of a new token, whether or not this one is; the rest is forwarded.
-            unsafe { cp_async::copy_16(codes.offset(R as u32 * TOKEN_BYTES), self.at(token).0, bytes) };
+            unsafe { cp_async::copy_16(codes.offset(R as u32 * TOKEN_BYTES), from, if exists { 16 } else { 0 }) };
         });
-        let token = math::here(group) + (thread % 8 * GROUPS as u32) as i32;
-        let bytes = if self.exists(token) { 4 } else { 0 };
+        let token = first + (thread % 8 * GROUPS as u32) as i32;
+        let (token, bytes) = if self.exists(token) { (token as u32, 4) } else { (0, 0) };
+        let from = self.scale + token as u64 * self.heads as u64 * 4;
         // SAFETY: as above.
-        unsafe { cp_async::copy_4(stage.offset(QUERY_CODES + thread * 4), self.at(token).1, bytes) };
+        unsafe { cp_async::copy_4(stage.offset(QUERY_CODES + thread * 4), from, bytes) };
     }
 }
 
-/// Bytes of one token of all rows of a stage.
-const TOKEN_BYTES: u32 = SUM_THREADS * 16;
-
-impl GroupCodes {
-    /// Takes a group from its stage.
+impl GroupSum {
+    /// The sum of the group in a stage.
     ///
     /// # Safety
     /// The copies of this thread and of the others of its row are complete and visible.
     #[inline(always)]
-    pub unsafe fn read(thread: u32, stage: SmemAddr) -> Self {
-        let mut this = Self { codes: [[0; 4]; 8], scales: [0.0; 8] };
-        let scales = stage.offset(QUERY_CODES + thread / 8 * 32);
-        // SAFETY: forwarded.
-        unsafe {
-            unroll!(R < 8 { this.codes[R] = smem::ld_v4(stage.offset(thread * 16 + R as u32 * TOKEN_BYTES)); });
-            unroll!(H < 2 {
-                let four = smem::ld_v4(scales.offset(16 * H as u32));
-                unroll!(I < 4 { this.scales[4 * H + I] = f32::from_bits(four[I]); });
-            });
-        }
-        this
-    }
-
-    /// Stores the sum at `to` ([`crate::layout::select::sum_offset`]).
-    ///
-    /// # Safety
-    /// No other thread uses the 32 bytes at `to`.
-    #[inline(always)]
-    pub unsafe fn sum(&self, to: SmemAddr) {
-        // Eight dimensions, then the other eight: all sixteen sums at once would be eight registers too many.
+    pub unsafe fn of_stage(thread: u32, stage: SmemAddr) -> Self {
+        let mut sum = Self::zero();
+        let (codes, scales) = (stage.offset(thread * 16), stage.offset(QUERY_CODES + thread / 8 * 32));
         unroll!(H < 2 {
-            let mut sum = [0.0; 8];
-            unroll!(R < 8 {
-                let scale = self.scales[R];
-                unroll!(W < 2 {
-                    let x = cvt::e4m3x4_to_f32(self.codes[R][2 * H + W]);
-                    sum[4 * W] += scale * x[0];
-                    sum[4 * W + 1] += scale * x[1];
-                    sum[4 * W + 2] += scale * x[2];
-                    sum[4 * W + 3] += scale * x[3];
-                });
+            // SAFETY: forwarded.
+            let scales = unsafe { smem::ld_v4(scales.offset(16 * H as u32)) };
+            unroll!(I < 4 {
+                // SAFETY: forwarded.
+                let codes = unsafe { smem::ld_v4(codes.offset((4 * H + I) as u32 * TOKEN_BYTES)) };
+                sum.add(codes, f32::from_bits(scales[I]));
+                // LLVM would load all codes first, and has no registers for them.
+                unroll!(D < 16 { math::pin(&mut sum.0[D]); });
             });
-            let packed = [cvt::bf16x2(sum[0], sum[1]), cvt::bf16x2(sum[2], sum[3]), cvt::bf16x2(sum[4], sum[5]), cvt::bf16x2(sum[6], sum[7])];
-            // SAFETY: the caller's obligation; the swizzle leaves the lowest bit of the chunk to the second half.
-            unsafe { smem::st_v4(SmemAddr(to.0 ^ (16 * H as u32)), packed) };
         });
+        sum
     }
 }
+
+const _: () = assert!(GROUP_TOKENS == 8, "the tokens of a group, and the threads of a row");
 
 /// Sum of the squares of 16 e4m3 codes.
 #[inline(always)]

@@ -21,7 +21,7 @@ const fn one(prefix: &'static str, threads: u32) -> Bounds {
 pub const TABLE: &[Bounds] = &[
     one("append_kv_", 128),
     one("summarize_kv_", 128),
-    one("select_stem", 768), // four consumer warpgroups, one that sums queries, one that copies key sums
+    one("select_stem", 896), // four consumer warpgroups, two that sum queries, one that copies key sums
     one("select_probe_means", 128),
     one("select_probe_lists", 640), // four consumer warpgroups and one producer warpgroup
     one("lists_", 256),
