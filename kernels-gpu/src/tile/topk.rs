@@ -1,8 +1,9 @@
 //! Which blocks of one score row stay, and their list: the second half of every selector. One warp takes one row.
 //!
 //! In: the row's scores, in shared or in device memory ([`Scores`]), its candidates and guards ([`Row`]), budget and tie rule
-//! ([`Rule`]). Out: the kept blocks in ascending order, and how many there are. Up to [`IN_REGISTERS`] candidates, lane l holds
-//! the keys of blocks l, l + 32, ... in registers; longer rows are read again in every pass, two bits a pass.
+//! ([`Rule`]). Out: the kept blocks in ascending order, and how many there are. Up to [`IN_REGISTERS`] candidates in shared memory,
+//! lane l holds the keys of blocks l, l + 32, ... in registers, as bit planes ([`crate::layout::planes`]): a step of the search, its
+//! walk through 1,024 keys included, is seven instructions. Longer rows are read again in every pass, two bits a pass.
 //!
 //! Exact: an order-preserving integer key for every score, counts without rounding, ties to the lower index. Nothing here
 //! branches on a lane's own data: what a lane has no part in is blanked or predicated.
@@ -91,6 +92,7 @@ pub struct List {
 pub unsafe fn select_row<S: Scores>(scores: S, row: Row, rule: Rule, list: List, lane: u32) -> u32 {
     // SAFETY: forwarded; row and rule are the same for all lanes, so all take the same way.
     let kept = unsafe {
+        let (row, rule) = lane_0s(row, rule);
         if row.count <= 0 {
             0
         } else if !rule.chooses(row) {
@@ -102,6 +104,15 @@ pub unsafe fn select_row<S: Scores>(scores: S, row: Row, rule: Rule, list: List,
         }
     };
     if kept < list.capacity { kept } else { list.capacity }
+}
+
+/// Row and rule from lane 0: where they are known to be the same in the whole warp, ptxas needs no way for a divided one.
+#[inline(always)]
+unsafe fn lane_0s(row: Row, rule: Rule) -> (Row, Rule) {
+    // SAFETY: a whole warp, converged.
+    let [count, first_free, end_free, budget] =
+        [row.count, row.first_free, row.end_free, rule.budget].map(|x| unsafe { warp::shfl_idx_u32(x as u32, 0) as i32 });
+    (Row { count, first_free, end_free, ..row }, Rule { budget, ..rule })
 }
 
 /// The list of a row that keeps everything it sees.
