@@ -3,6 +3,8 @@
 //!
 //! Lane l of a warp has places l, l + 32, l + 64, ... of the row; bit u of a word of its own stands for place 32 u + l.
 
+use super::select::Row;
+
 /// What the planes are made with: one instruction each.
 pub trait Blend {
     /// Bytes of two words: hexadecimal digit i of `selector` names byte i of the result, 0..4 from `a` and 4..8 from `b`.
@@ -93,16 +95,15 @@ impl Signs {
         Self { negative: if minus_zero { sign & some } else { sign }, lost }
     }
 
-    /// A plane of the keys from the scores' own, that of the sign apart.
+    /// No score is negative or not finite.
+    pub const NONE: Self = Self { negative: 0, lost: 0 };
+    /// What stands for the sign's own plane: the keys' highest bit is that of scores which are not negative.
+    pub const TOP: u32 = u32::MAX;
+
+    /// A plane of the keys from that of the scores.
     #[inline(always)]
     pub const fn key_plane(self, plane: u32) -> u32 {
         (plane ^ self.negative) & !self.lost
-    }
-
-    /// The keys' highest plane.
-    #[inline(always)]
-    pub const fn top_plane(self) -> u32 {
-        !self.negative & !self.lost
     }
 }
 
@@ -135,6 +136,25 @@ impl Nested {
         if enough { Self { enough: between, ..self } } else { Self { too_few: between, ..self } }
     }
 
+    /// The sets that reach each value 1..16 of the next digit, from its four planes, the highest first: what lies between the two
+    /// sets at one step, two, three and four.
+    #[inline(always)]
+    pub const fn candidates(self, planes: [u32; 4]) -> [u32; 15] {
+        const fn split(sets: Nested, plane: u32) -> (u32, Nested, Nested) {
+            let between = sets.between(plane);
+            (between, sets.step(between, false), sets.step(between, true))
+        }
+        let [p, q, r, s] = planes;
+        let (c8, low, high) = split(self, p);
+        let (c4, low_0, low_1) = split(low, q);
+        let (c12, high_0, high_1) = split(high, q);
+        let ((c2, a, b), (c6, c, d)) = (split(low_0, r), split(low_1, r));
+        let ((c10, e, f), (c14, g, h)) = (split(high_0, r), split(high_1, r));
+        let last = [a.between(s), b.between(s), c.between(s), d.between(s), e.between(s), f.between(s), g.between(s), h.between(s)];
+        let [c1, c3, c5, c7, c9, c11, c13, c15] = last;
+        [c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15]
+    }
+
     /// Those which the planes so far do not tell apart.
     #[inline(always)]
     pub const fn tied(self) -> u32 {
@@ -146,9 +166,29 @@ impl Nested {
 /// follow one another, one a lane.
 pub const ORDER: [u32; 5] = [0x0000_ffff, 0x00ff_00ff, 0x0f0f_0f0f, 0x3333_3333, 0x5555_5555];
 
-/// The places of lane `lane` below place `end`, which is not negative.
+/// What the row says about a lane's places `base .. base + 1024`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Candidates that stay whatever their score.
+    pub guards: u32,
+    /// Candidates that take part in the ranking.
+    pub ranked: u32,
+}
+
+impl Places {
+    /// Those of lane `lane`.
+    #[inline(always)]
+    pub const fn new(row: Row, base: i32, lane: u32) -> Self {
+        let seen = places_below(row.count - base, lane);
+        let free = places_below(row.end_free - base, lane) & !places_below(row.first_free - base, lane);
+        Self { guards: seen & !free, ranked: if row.guards_rank { seen } else { seen & free } }
+    }
+}
+
+/// The places of lane `lane` below place `end`.
 #[inline(always)]
-pub const fn places_below(end: i32, lane: u32) -> u32 {
+const fn places_below(end: i32, lane: u32) -> u32 {
+    let end = if end < 0 { 0 } else { end };
     let places = (end - lane as i32 + 31) >> 5;
     match 1u32.checked_shl(places as u32) {
         Some(next) => next.wrapping_sub(1),
@@ -182,7 +222,7 @@ mod tests {
         let scores = if rounded { *scores } else { scores.map(|x| (f32::from_bits(x) + 0.0).to_bits()) };
         let high = planes(&scores, Half::HIGH);
         let signs = Signs::new(&high, rounded);
-        let mut all = vec![signs.top_plane()];
+        let mut all = vec![signs.key_plane(Signs::TOP)];
         all.extend(high[..15].iter().rev().map(|&plane| signs.key_plane(plane)));
         if !rounded {
             all.extend(planes(&scores, Half::LOW).iter().rev().map(|&plane| signs.key_plane(plane)));
@@ -237,15 +277,41 @@ mod tests {
         }
     }
 
+    /// Against the row's own answers, place by place.
     #[test]
-    fn places_are_counted_lane_by_lane() {
-        for end in 0..1100 {
-            for lane in 0..32 {
-                let want = (0..32).filter(|u| 32 * u + (lane as i32) < end).fold(0, |mask, u| mask | 1u32 << u);
-                assert_eq!(places_below(end, lane), want, "{end}, lane {lane}");
+    fn places_are_those_of_the_row() {
+        let mut state = 3;
+        for case in 0..3000 {
+            let kb_len = (random(&mut state) % 2500) as i32;
+            let [sink, window] = [0, 1].map(|_| (random(&mut state) % [3, 50, 3000][case % 3]) as i32);
+            let row = Row::new(kb_len, kb_len, true, sink, window, case % 2 == 0);
+            for (base, lane) in [0, 1024, 2048].into_iter().flat_map(|base| [0, 1, 17, 31].map(|lane| (base, lane))) {
+                let places = Places::new(row, base, lane);
+                for u in 0..32 {
+                    let j = base + 32 * u + lane as i32;
+                    let seen = j < row.count;
+                    assert_eq!(places.guards >> u & 1 == 1, seen && row.is_guard(j), "{j} of {row:?}");
+                    assert_eq!(places.ranked >> u & 1 == 1, seen && row.ranks(j), "{j} of {row:?}");
+                }
             }
         }
-        assert_eq!(places_below(i32::MAX - 31, 0), u32::MAX);
+    }
+
+    #[test]
+    fn candidates_are_those_that_reach_a_digit() {
+        let mut state = 5;
+        for _ in 0..500 {
+            let planes = [0; 4].map(|_| random(&mut state));
+            let ranked = random(&mut state);
+            let sets = Nested { enough: ranked, too_few: ranked & random(&mut state) };
+            for (at, set) in sets.candidates(planes).into_iter().enumerate() {
+                for u in 0..32 {
+                    let digit = planes.iter().fold(0, |digit, plane| digit << 1 | plane >> u & 1);
+                    let reaches = sets.too_few >> u & 1 == 1 || (sets.enough >> u & 1 == 1 && digit > at as u32);
+                    assert_eq!(set >> u & 1 == 1, reaches, "digit {digit}, candidate {}", at + 1);
+                }
+            }
+        }
     }
 
     /// A whole warp, lanes in step, with the operations of the kernel: the first `budget` of the ranked places by key, then by place.
@@ -293,7 +359,8 @@ mod tests {
                 let x = if few { ((x >> 28) as f32 - 8.0).to_bits() } else { x };
                 if rounded { x & 0xffff_0000 } else { x }
             });
-            let ranked = std::array::from_fn(|lane| places_below(count, lane as u32) & !places_below(first, lane as u32));
+            let row = Row { count, first_free: first, end_free: count, guards_rank: false };
+            let ranked = std::array::from_fn(|lane| Places::new(row, 0, lane as u32).ranked);
             let mut order: Vec<usize> = (first as usize..count as usize).collect();
             order.sort_by_key(|&j| (std::cmp::Reverse(score_key(scores[j]) >> (16 * rounded as u32)), j));
             for budget in [1, order.len() / 3 + 1, order.len()] {
