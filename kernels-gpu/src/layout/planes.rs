@@ -136,25 +136,6 @@ impl Nested {
         if enough { Self { enough: between, ..self } } else { Self { too_few: between, ..self } }
     }
 
-    /// The sets that reach each value 1..16 of the next digit, from its four planes, the highest first: what lies between the two
-    /// sets at one step, two, three and four.
-    #[inline(always)]
-    pub const fn candidates(self, planes: [u32; 4]) -> [u32; 15] {
-        const fn split(sets: Nested, plane: u32) -> (u32, Nested, Nested) {
-            let between = sets.between(plane);
-            (between, sets.step(between, false), sets.step(between, true))
-        }
-        let [p, q, r, s] = planes;
-        let (c8, low, high) = split(self, p);
-        let (c4, low_0, low_1) = split(low, q);
-        let (c12, high_0, high_1) = split(high, q);
-        let ((c2, a, b), (c6, c, d)) = (split(low_0, r), split(low_1, r));
-        let ((c10, e, f), (c14, g, h)) = (split(high_0, r), split(high_1, r));
-        let last = [a.between(s), b.between(s), c.between(s), d.between(s), e.between(s), f.between(s), g.between(s), h.between(s)];
-        let [c1, c3, c5, c7, c9, c11, c13, c15] = last;
-        [c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15]
-    }
-
     /// Those which the planes so far do not tell apart.
     #[inline(always)]
     pub const fn tied(self) -> u32 {
@@ -197,7 +178,7 @@ const fn places_below(end: i32, lane: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::layout::select::score_key;
 
@@ -212,7 +193,7 @@ mod tests {
         }
     }
 
-    fn planes(scores: &[u32; 32], half: Half) -> [u32; 16] {
+    pub(crate) fn planes(scores: &[u32; 32], half: Half) -> [u32; 16] {
         let [low, high] = [0, 16].map(|at| half_planes::<Host>(std::array::from_fn(|i| scores[at + i]), half));
         joined_planes::<Host>(low, high)
     }
@@ -230,7 +211,7 @@ mod tests {
         all
     }
 
-    fn random(state: &mut u32) -> u32 {
+    pub(crate) fn random(state: &mut u32) -> u32 {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         *state ^ *state >> 15
     }
@@ -292,23 +273,6 @@ mod tests {
                     let seen = j < row.count;
                     assert_eq!(places.guards >> u & 1 == 1, seen && row.is_guard(j), "{j} of {row:?}");
                     assert_eq!(places.ranked >> u & 1 == 1, seen && row.ranks(j), "{j} of {row:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn candidates_are_those_that_reach_a_digit() {
-        let mut state = 5;
-        for _ in 0..500 {
-            let planes = [0; 4].map(|_| random(&mut state));
-            let ranked = random(&mut state);
-            let sets = Nested { enough: ranked, too_few: ranked & random(&mut state) };
-            for (at, set) in sets.candidates(planes).into_iter().enumerate() {
-                for u in 0..32 {
-                    let digit = planes.iter().fold(0, |digit, plane| digit << 1 | plane >> u & 1);
-                    let reaches = sets.too_few >> u & 1 == 1 || (sets.enough >> u & 1 == 1 && digit > at as u32);
-                    assert_eq!(set >> u & 1 == 1, reaches, "digit {digit}, candidate {}", at + 1);
                 }
             }
         }

@@ -1,28 +1,13 @@
 //! Top-k of rows whose keys do not fit in registers: piece by piece, and again in every pass. A pass decides four bits of the
 //! threshold, from how many keys reach each of its 15 candidates; a last one writes the list.
 
+use crate::layout::digits::{DIGIT, Decided, candidates};
 use crate::layout::planes::{Half, Nested, Places, Signs};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
 use crate::ptx::warp;
 use crate::tile::key_planes::{IN_REGISTERS, Scores, planes_of};
 use crate::tile::topk::{List, first_ties, size, write_places};
 use crate::unroll;
-
-/// Bits of a key that a pass decides.
-const DIGIT: u32 = 4;
-
-/// What the passes so far have decided.
-#[derive(Clone, Copy)]
-struct Decided {
-    /// The threshold's digits, the latest lowest.
-    key: u32,
-    /// How many they are.
-    digits: u32,
-    /// Ranked places above the threshold.
-    above: u32,
-    /// Whether exactly the budget reaches it.
-    exact: bool,
-}
 
 /// A row of any length.
 ///
@@ -31,16 +16,17 @@ struct Decided {
 #[inline(always)]
 pub unsafe fn select_long<S: Scores>(scores: S, row: Row, rule: Rule, list: List, lane: u32) -> u32 {
     let budget = if rule.budget > 0 { rule.budget as u32 } else { 0 };
-    let mut decided = Decided { key: 0, digits: 0, above: 0, exact: budget == 0 };
+    let mut decided = Decided::START;
     // SAFETY: forwarded; every condition around a warp-wide instruction is the same for all lanes.
     unsafe {
-        while decided.digits < (32 - rule.low_bit) / DIGIT && !decided.exact {
+        while budget > 0 && !decided.exact && decided.digits < (32 - rule.low_bit) / DIGIT {
             let mut reach = [0; 15];
             let mut base = 0;
             while base < row.count {
                 narrowed(scores, row, base, decided, Some(&mut reach), lane);
                 base += IN_REGISTERS;
             }
+            unroll!(V < 15 { reach[V] = warp::add_u32(reach[V]); });
             decided = decided.next(reach, budget);
         }
         let all_ties = rule.keep_all_ties || decided.exact;
@@ -97,38 +83,14 @@ unsafe fn narrowed<S: Scores>(scores: S, row: Row, base: i32, decided: Decided, 
             let digit = [signs.key_plane(digit[0]), signs.key_plane(digit[1]), signs.key_plane(digit[2]), signs.key_plane(digit[3])];
             let n = first + D as u32;
             if n < decided.digits {
-                let value = decided.key >> (DIGIT * (decided.digits - 1 - n));
-                unroll!(B < 4 {
-                    let between = sets.between(digit[B]);
-                    sets = sets.step(between, value >> (3 - B) & 1 == 1);
-                });
+                sets = decided.narrowed(n, sets, digit);
             } else if n == decided.digits && let Some(reach) = &mut reach {
-                let candidates = sets.candidates(digit);
-                unroll!(V < 15 { reach[V] += candidates[V].count_ones(); });
+                let sets = candidates(sets, digit);
+                unroll!(V < 15 { reach[V] += sets[V].count_ones(); });
             }
         });
         half = Half::LOW;
         first += HALF;
     }
     sets
-}
-
-impl Decided {
-    /// After a pass: `reach` are a lane's counts.
-    ///
-    /// # Safety
-    /// A whole warp calls it, converged.
-    #[inline(always)]
-    unsafe fn next(self, reach: [u32; 15], budget: u32) -> Self {
-        let (mut digit, mut above, mut exact) = (0, self.above, false);
-        unroll!(V < 15 {
-            // SAFETY: forwarded.
-            let all = unsafe { warp::add_u32(reach[14 - V]) };
-            digit += (all >= budget) as u32;
-            exact |= all == budget;
-            // The counts grow from the highest candidate to the lowest.
-            above = if all < budget { all } else { above };
-        });
-        Self { key: self.key << DIGIT | digit, digits: self.digits + 1, above, exact }
-    }
 }
