@@ -1,6 +1,8 @@
 //! Shared-memory swizzle, operand descriptors, fragment maps and page arithmetic as plain `const fn`s, tested on the CPU.
 
+pub mod digits;
 pub mod pages;
+pub mod planes;
 pub mod probe_sel;
 pub mod select;
 pub mod transpose;

@@ -1,4 +1,4 @@
-//! Selection: which key blocks a row may keep, which it must keep, and the arithmetic of the radix select.
+//! Selection: which key blocks a row may keep, which it must keep, and in which order scores rank.
 
 use super::swizzle_128;
 use crate::config::select::SUM_BYTES;
@@ -12,7 +12,7 @@ pub const fn sum_offset(row: u32, chunk: u32) -> u32 {
 }
 
 /// Order-preserving key of a score given as f32 bits: larger scores have larger keys, -0 equals +0, and every NaN or
-/// infinity gets 0, which is below the key of any finite score.
+/// infinity gets 0, which is below the key of any finite score. Kernels make the keys of 32 scores at once ([`super::planes`]).
 #[inline(always)]
 pub const fn score_key(bits: u32) -> u32 {
     let magnitude = bits & 0x7fff_ffff;
@@ -72,28 +72,6 @@ impl Row {
     }
 }
 
-/// What the ranking decided: blocks with a key above `key` stay, and of those at `key` the first `ties`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Threshold {
-    /// The key at the threshold.
-    pub key: u32,
-    /// How many blocks with exactly that key stay.
-    pub ties: u32,
-}
-
-impl Threshold {
-    /// Everything stays.
-    pub const ALL: Self = Self { key: 0, ties: u32::MAX };
-    /// Nothing stays: no score has this key.
-    pub const NONE: Self = Self { key: u32::MAX, ties: 0 };
-
-    /// Whether a block stays that has this key and `ties_before` ties of lower index.
-    #[inline(always)]
-    pub const fn keeps(self, key: u32, ties_before: u32) -> bool {
-        (key > self.key) | ((key == self.key) & (ties_before < self.ties))
-    }
-}
-
 /// What a row keeps besides its guards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -113,48 +91,6 @@ impl Rule {
     #[inline(always)]
     pub const fn chooses(self, row: Row) -> bool {
         self.budget < row.ranked()
-    }
-}
-
-/// A radix select with digits of one bit: the search for the largest key that at least `budget` ranked blocks reach. Counting
-/// costs an addition a block and step, and no memory that lanes would have to share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Search {
-    /// The bits decided so far.
-    key: u32,
-    /// Ranked blocks above the last key that too few of them reach: in the end those above `key`.
-    above: u32,
-}
-
-impl Search {
-    /// Nothing decided.
-    pub const START: Self = Self { key: 0, above: 0 };
-
-    /// The key to count at for bit `bit` (31 first).
-    #[inline(always)]
-    pub const fn probe(self, bit: u32) -> u32 {
-        self.key | (1 << bit)
-    }
-
-    /// Decides a bit: `reach` ranked blocks have at least the key `probe`.
-    #[inline(always)]
-    pub const fn decide(self, probe: u32, reach: u32, budget: u32) -> Self {
-        if reach >= budget { Self { key: probe, ..self } } else { Self { above: reach, ..self } }
-    }
-
-    /// The threshold when all bits are decided.
-    #[inline(always)]
-    pub const fn threshold(self, rule: Rule) -> Threshold {
-        Threshold { key: self.key, ties: if rule.keep_all_ties { u32::MAX } else { rule.budget as u32 - self.above } }
-    }
-}
-
-impl Threshold {
-    /// Blocks with at least the key `least` stay, and no other: the search may end where exactly the budget reaches a key.
-    /// `least` is not 0.
-    #[inline(always)]
-    pub const fn at_least(least: u32) -> Self {
-        Self { key: least - 1, ties: 0 }
     }
 }
 
@@ -188,7 +124,6 @@ mod tests {
             assert_eq!(score_key(x.to_bits()), 0);
         }
         assert!(score_key(f32::MIN.to_bits()) > 0);
-        assert!(rising.iter().all(|x| score_key(x.to_bits()) < Threshold::NONE.key));
     }
 
     /// Against the rule in words, over every small row.
@@ -216,70 +151,5 @@ mod tests {
         let hostile = Row::new(3, 9, true, i32::MIN, i32::MAX, false);
         assert_eq!((hostile.count, hostile.first_free, hostile.end_free), (4, 0, 0));
         assert_eq!(Row::new(5, 0, true, 4, 4, true).count, 0);
-    }
-
-    /// What the kernel does, one lane for all.
-    fn threshold(keys: &[u32], rule: Rule, early: bool) -> Threshold {
-        let mut search = Search::START;
-        for bit in (rule.low_bit..32).rev() {
-            let probe = search.probe(bit);
-            let reach = keys.iter().filter(|&&key| key >= probe).count() as u32;
-            if early && reach == rule.budget as u32 {
-                return Threshold::at_least(probe);
-            }
-            search = search.decide(probe, reach, rule.budget as u32);
-        }
-        search.threshold(rule)
-    }
-
-    #[test]
-    fn radix_select_finds_the_threshold() {
-        let mut state = 12345u32;
-        for case in 0..200 {
-            let n = 1 + case * 7 % 300;
-            // Few distinct values in odd cases: ties.
-            let keys: Vec<u32> = (0..n)
-                .map(|_| {
-                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    let x = if case % 2 == 1 { (state >> 28) as f32 - 8.0 } else { f32::from_bits(state) };
-                    score_key(x.to_bits())
-                })
-                .collect();
-            for budget in [1, n / 3 + 1, n] {
-                for (early, keep_all_ties, low_bit) in
-                    [(false, false, 0), (true, false, 0), (false, true, 0), (true, true, 0), (true, false, 16)]
-                {
-                    let rule = Rule { budget, keep_all_ties, low_bit };
-                    let keys: Vec<u32> = if low_bit == 0 { keys.clone() } else { keys.iter().map(|k| k & 0xffff_0000).collect() };
-                    let t = threshold(&keys, rule, early);
-                    let mut ranked: Vec<(u32, usize)> = keys.iter().copied().zip(0..).collect();
-                    ranked.sort_by_key(|&(key, j)| (std::cmp::Reverse(key), j));
-                    let mut kept = budget as usize;
-                    while keep_all_ties && kept < ranked.len() && ranked[kept].0 == ranked[kept - 1].0 {
-                        kept += 1;
-                    }
-                    let mut want: Vec<usize> = ranked[..kept].iter().map(|&(_, j)| j).collect();
-                    want.sort();
-                    let mut ties = 0;
-                    let mut got = vec![];
-                    for (j, &key) in keys.iter().enumerate() {
-                        if t.keeps(key, ties) {
-                            got.push(j);
-                        }
-                        ties += (key == t.key) as u32;
-                    }
-                    assert_eq!(got, want, "budget {budget} of {n}, {rule:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn all_and_none() {
-        for x in [f32::NAN, f32::MIN, 0.0, f32::MAX] {
-            let key = score_key(x.to_bits());
-            assert!(Threshold::ALL.keeps(key, 70_000));
-            assert!(!Threshold::NONE.keeps(key, 0));
-        }
     }
 }

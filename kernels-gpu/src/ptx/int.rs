@@ -20,3 +20,9 @@ pub fn mad(a: u32, b: u32, c: u32) -> u32 {
 pub fn xor3(a: u32, b: u32, c: u32) -> u32 {
     pure32!(u32, "lop3.b32 {}, {}, {}, {}, 0x96;", a, b, c)
 }
+
+/// The bits of `a` where `mask` has a one, of `b` elsewhere. PTX: `lop3.b32 d, a, b, mask, 0xe4`. Called by any thread.
+#[inline(always)]
+pub fn merge(a: u32, b: u32, mask: u32) -> u32 {
+    pure32!(u32, "lop3.b32 {}, {}, {}, {}, 0xe4;", a, b, mask)
+}

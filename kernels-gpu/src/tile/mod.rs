@@ -2,6 +2,7 @@
 
 pub mod bitmap;
 pub mod epilogue;
+pub mod key_planes;
 pub mod key_scales;
 pub mod mma;
 pub mod pages;
@@ -14,5 +15,6 @@ pub mod softmax;
 pub mod strip;
 pub mod sums;
 pub mod topk;
+pub mod topk_long;
 #[macro_use]
 pub mod unroll;

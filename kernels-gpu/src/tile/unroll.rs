@@ -11,5 +11,6 @@ macro_rules! unroll {
     ($i:ident < 2 $body:block) => { $crate::unroll!($i in [0 1] $body) };
     ($i:ident < 4 $body:block) => { $crate::unroll!($i in [0 1 2 3] $body) };
     ($i:ident < 8 $body:block) => { $crate::unroll!($i in [0 1 2 3 4 5 6 7] $body) };
+    ($i:ident < 15 $body:block) => { $crate::unroll!($i in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14] $body) };
     ($i:ident < 16 $body:block) => { $crate::unroll!($i in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] $body) };
 }

@@ -59,11 +59,11 @@ fn case(rng: &mut StdRng, count: usize) -> Case {
 }
 
 #[rstest]
-fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool) {
+fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool, #[values(4097, 40)] capacity: usize) {
     let Some(gpu) = gpu() else { return };
     let rng = &mut rng("rows_of_every_kind_give_the_rules_list");
     // Rows of one lane's keys and all, at the edges of what registers hold, and past it.
-    let lengths = [1, 2, 31, 32, 33, 55, 56, 159, 160, 255, 256, 257, 511, 768, 1000, 1023, 1024, 1025, 1500, 4097];
+    let lengths = [1, 2, 31, 32, 33, 55, 56, 159, 160, 255, 256, 257, 511, 512, 513, 768, 1000, 1023, 1024, 1025, 1536, 2048, 2049, 4097];
     let cases: Vec<Case> = (0..5000)
         .map(|i| {
             let count = if i % 2 == 0 { lengths[i / 2 % lengths.len()] } else { rng.random_range(1..400) };
@@ -91,7 +91,7 @@ fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool) {
         rows.extend([row.count, row.first_free, row.end_free, row.guards_rank, row.budget, row.keep_all_ties, row.low_bit, row.reserved]);
     }
     let (scores, rows) = (gpu.upload(&scores), gpu.upload(&rows));
-    let (lists, counts) = (gpu.poisoned::<i32>(cases.len() * stride), gpu.poisoned::<i32>(cases.len()));
+    let (lists, counts) = (gpu.poisoned::<i32>(cases.len() * capacity), gpu.poisoned::<i32>(cases.len()));
     let params = ProbeParams {
         a: address(&gpu, &scores),
         b: address(&gpu, &rows),
@@ -99,16 +99,18 @@ fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool) {
         out: address(&gpu, &lists),
         count: cases.len() as i32,
         x: stride as i32,
-        y: stride as i32,
+        y: capacity as i32,
         z: shared.into(),
     };
     launch(&gpu, "probe_select_rows", Launch::grid(cases.len().div_ceil(PROBE_ROWS as usize), 1, 1), &params, None);
-    let lists = gpu.download(&lists, cases.len() * stride);
+    let lists = gpu.download(&lists, cases.len() * capacity);
     let counts = gpu.download(&counts, cases.len());
     for (i, case) in cases.iter().enumerate() {
-        let want = reference::topk_row(&case.scores, case.budget, case.scores.len() - 1, &case.config);
-        let list = &lists[i * stride..][..stride];
-        let name = format!("row {i}: {} of {} scores, {:?}", case.budget, case.scores.len(), case.config);
+        let mut want = reference::topk_row(&case.scores, case.budget, case.scores.len() - 1, &case.config);
+        // What a list has no room for is left out.
+        want.truncate(capacity);
+        let list = &lists[i * capacity..][..capacity];
+        let name = format!("row {i}: {} of {} scores, low bit {}, {:?}", case.budget, case.scores.len(), case.low_bit, case.config);
         assert_eq!(counts[i] as usize, want.len(), "{name}");
         assert_eq!(&list[..want.len()], want, "{name}");
         assert!(list[want.len()..].iter().all(|&j| j == -1), "{name}: wrote past its count");

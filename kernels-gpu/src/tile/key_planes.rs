@@ -1,0 +1,109 @@
+//! Rows of scores as one warp reads them, and their keys as bit planes ([`crate::layout::planes`]).
+
+use crate::layout::planes::{Blend, Half, half_planes, joined_planes};
+use crate::ptx::int::{merge, prmt};
+use crate::ptx::{SmemAddr, global, math, smem};
+use crate::unroll;
+
+/// Places whose keys one warp holds: 32 a lane.
+pub const IN_REGISTERS: i32 = 1024;
+
+/// A row of scores.
+pub trait Scores: Copy {
+    /// Whether rows of at most [`IN_REGISTERS`] have code of their own.
+    const SHORT: bool;
+
+    /// The row from score `j` on.
+    #[must_use]
+    fn from(self, j: u32) -> Self;
+
+    /// The bits of score `n`, an f32; anything where there is no such score, and `on` is false.
+    ///
+    /// # Safety
+    /// If `on`, the row has a score `n`, complete and visible to the caller.
+    unsafe fn bits(self, n: u32, on: bool) -> u32;
+}
+
+/// Scores one after another in shared memory, which has room for a multiple of [`IN_REGISTERS`].
+#[derive(Clone, Copy)]
+pub struct SharedScores(pub SmemAddr);
+
+/// Scores one after another in device memory.
+#[derive(Clone, Copy)]
+pub struct DeviceScores(pub u64);
+
+impl Scores for SharedScores {
+    const SHORT: bool = true;
+
+    #[inline(always)]
+    fn from(self, j: u32) -> Self {
+        Self(self.0.offset(j * 4))
+    }
+
+    #[inline(always)]
+    unsafe fn bits(self, n: u32, _on: bool) -> u32 {
+        // SAFETY: forwarded; where there is no score, there is shared memory still.
+        unsafe { smem::ld_u32(self.0.offset(n * 4)) }
+    }
+}
+
+// Only rows too long for shared memory lie here, and a few shorter ones of their strips.
+impl Scores for DeviceScores {
+    const SHORT: bool = false;
+
+    #[inline(always)]
+    fn from(self, j: u32) -> Self {
+        Self(self.0.wrapping_add(j as u64 * 4))
+    }
+
+    #[inline(always)]
+    unsafe fn bits(self, n: u32, on: bool) -> u32 {
+        // SAFETY: forwarded.
+        unsafe { global::ld_u32_if(self.0.wrapping_add(n as u64 * 4), on as u32) }
+    }
+}
+
+/// How the planes are made.
+struct Instructions;
+
+impl Blend for Instructions {
+    #[inline(always)]
+    fn bytes(a: u32, b: u32, selector: u32) -> u32 {
+        prmt(a, b, selector)
+    }
+
+    #[inline(always)]
+    fn bits(a: u32, b: u32, mask: u32) -> u32 {
+        merge(a, b, mask)
+    }
+}
+
+/// Planes of one half of up to [`IN_REGISTERS`] scores, of which the row has `count`. With `NORMAL`, minus zero counts as zero.
+///
+/// # Safety
+/// A whole warp calls it with the same row; it has `count` scores, complete and visible to the caller.
+#[inline(always)]
+pub unsafe fn planes_of<S: Scores, const NORMAL: bool>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 16] {
+    const MIDDLE: i32 = IN_REGISTERS / 2;
+    // SAFETY: forwarded.
+    unsafe {
+        let low = planes_from::<S, NORMAL>(scores, count, half, lane);
+        let high = if count > MIDDLE { planes_from::<S, NORMAL>(scores.from(MIDDLE as u32), count - MIDDLE, half, lane) } else { [0; 8] };
+        joined_planes::<Instructions>(low, high)
+    }
+}
+
+/// Planes of up to 512 scores.
+#[inline(always)]
+unsafe fn planes_from<S: Scores, const NORMAL: bool>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 8] {
+    // Here: LLVM would keep what hangs on the lane in registers from row to row.
+    let lane = math::here(lane as i32);
+    let (mine, left) = (scores.from(lane as u32), count - lane);
+    let mut words = [0; 16];
+    unroll!(U < 16 {
+        // SAFETY: forwarded.
+        let score = unsafe { mine.bits(32 * U as u32, 32 * (U as i32) < left) };
+        words[U] = if NORMAL { (f32::from_bits(score) + 0.0).to_bits() } else { score };
+    });
+    half_planes::<Instructions>(words, half)
+}
