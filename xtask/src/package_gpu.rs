@@ -15,7 +15,7 @@ pub struct Args {
 }
 
 /// Largest folder that is sensible to copy to another machine.
-const LIMIT: u64 = 64 << 20;
+const LIMIT: u64 = 128 << 20;
 
 /// Files that mark a folder as one of ours, safe to empty.
 const MARK: &str = "run.sh";
