@@ -102,51 +102,51 @@ pub unsafe fn size(set: u32) -> u32 {
 
 /// The ranked places at or above the `budget`-th key: scores that are bf16 values.
 #[inline(always)]
-unsafe fn search_bf16<S: Scores>(scores: S, count: i32, start: Nested, budget: u32, lane: u32) -> Nested {
+unsafe fn search_bf16<S: Scores>(scores: S, count: i32, mut sets: Nested, budget: u32, lane: u32) -> Nested {
     // SAFETY: forwarded.
     unsafe {
-        let planes = planes_of::<S, false>(scores, count, Half::HIGH, lane);
+        let mut planes = planes_of::<S, false>(scores, count, Half::HIGH, lane);
         let signs = Signs::new(&planes, true);
-        let mut sets = step(start, signs.key_plane(Signs::TOP), budget).0;
-        unroll!(B < 15 { sets = step(sets, signs.key_plane(planes[14 - B]), budget).0; });
+        planes[15] = Signs::TOP;
+        unroll!(B < 16 { sets = step(sets, signs.key_plane(planes[15 - B]), budget).0; });
         sets
     }
 }
 
-/// The ranked places at or above the `budget`-th key: any scores. Mostly the upper halves tell.
+/// The ranked places at or above the `budget`-th key: any scores. Mostly the high halves tell.
 #[inline(always)]
-unsafe fn search_f32<S: Scores>(scores: S, count: i32, start: Nested, budget: u32, lane: u32) -> Nested {
+unsafe fn search_f32<S: Scores>(scores: S, count: i32, sets: Nested, budget: u32, lane: u32) -> Nested {
     // SAFETY: forwarded.
     unsafe {
-        let planes = planes_of::<S, true>(scores, count, Half::HIGH, lane);
+        let mut planes = planes_of::<S, true>(scores, count, Half::HIGH, lane);
         let signs = Signs::new(&planes, false);
-        // Looks at what has become of it every four steps: a step too many changes nothing.
-        let (mut sets, mut exact) = step(start, signs.key_plane(Signs::TOP), budget);
-        unroll!(A < 4 {
-            unroll!(B < 4 {
-                if 4 * A + B > 0 {
-                    let now;
-                    (sets, now) = step(sets, signs.key_plane(planes[15 - 4 * A - B]), budget);
-                    exact |= now;
-                }
-            });
-            if exact {
-                return sets;
-            }
-        });
+        planes[15] = Signs::TOP;
+        let (sets, exact) = search_half(sets, signs, planes, budget);
+        if exact {
+            return sets;
+        }
         let planes = planes_of::<S, true>(scores, count, Half::LOW, lane);
-        unroll!(A < 4 {
-            unroll!(B < 4 {
-                let now;
-                (sets, now) = step(sets, signs.key_plane(planes[15 - 4 * A - B]), budget);
-                exact |= now;
-            });
-            if exact {
-                return sets;
-            }
-        });
-        sets
+        search_half(sets, signs, planes, budget).0
     }
+}
+
+/// Up to sixteen steps, and whether the larger set has just `budget` places after them. They end early if it has, but ask only
+/// every four steps: a step too many changes nothing then.
+#[inline(always)]
+unsafe fn search_half(mut sets: Nested, signs: Signs, planes: [u32; 16], budget: u32) -> (Nested, bool) {
+    let mut exact = false;
+    unroll!(A < 4 {
+        unroll!(B < 4 {
+            // SAFETY: forwarded.
+            let (next, now) = unsafe { step(sets, signs.key_plane(planes[15 - 4 * A - B]), budget) };
+            sets = next;
+            exact |= now;
+        });
+        if exact {
+            return (sets, true);
+        }
+    });
+    (sets, false)
 }
 
 /// A step of the search, and whether the larger set has just `budget` places after it.
