@@ -154,7 +154,7 @@ pub mod select {
     pub const THREADS: u32 = CONSUMER_THREADS + SUM_THREADS + 128;
     /// Registers a thread is launched with: a multiple of eight of which 896 threads fit in the 65,536 of a multiprocessor.
     pub const LAUNCH_REGS: u32 = 72;
-    /// Registers of a consumer: 64 accumulators, or the 32 keys of a row in top-k, and bookkeeping. ptxas puts accumulators behind
+    /// Registers of a consumer: 64 accumulators, or 32 words of a row in top-k, and bookkeeping. ptxas puts accumulators behind
     /// the first 24 and keeps two for itself: the next lower multiple of eight serialises the products.
     pub const CONSUMER_REGS: u32 = 96;
     /// Registers of a thread that sums: 16 sums, some codes, addresses.

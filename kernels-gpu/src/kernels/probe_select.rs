@@ -37,7 +37,7 @@ pub unsafe extern "gpu-kernel" fn probe_select_rows(p: ProbeParams) {
                 j += 32;
             }
             warp::sync();
-            select_row(SharedScores(shared), row, rule, list, lane)
+            select_row(SharedScores::<true>(shared), row, rule, list, lane)
         } else {
             select_row(DeviceScores(scores), row, rule, list, lane)
         };

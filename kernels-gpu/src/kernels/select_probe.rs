@@ -281,7 +281,7 @@ unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, warp: u32
         warp::sync();
         let rule = Rule { budget: block.budget, keep_all_ties: p.keep_all_ties != 0, low_bit: 0 };
         let list = List { at: p.lists + (place * list_stride as i64) as u64 * 4, capacity: list_stride as u32 };
-        let kept = select_row(SharedScores(scores), row, rule, list, lane);
+        let kept = select_row(SharedScores::<true>(scores), row, rule, list, lane);
         global::st_u32_if(p.counts + place as u64 * 4, kept, (lane == 0) as u32);
     }
 }

@@ -69,7 +69,7 @@ impl Shared {
 
     /// Scores of row `r` of the strip. They lie over the ring.
     #[inline(always)]
-    pub fn scores(self, r: u32) -> SharedScores {
+    pub fn scores(self, r: u32) -> SharedScores<false> {
         SharedScores(self.base.offset(map::SCORES + r * PITCH * 4))
     }
 

@@ -12,6 +12,8 @@ pub const IN_REGISTERS: i32 = 1024;
 pub trait Scores: Copy {
     /// Whether rows of at most [`IN_REGISTERS`] have code of their own.
     const SHORT: bool;
+    /// Whether there are rows of more.
+    const LONG: bool;
 
     /// The row from score `j` on.
     #[must_use]
@@ -24,16 +26,18 @@ pub trait Scores: Copy {
     unsafe fn bits(self, n: u32, on: bool) -> u32;
 }
 
-/// Scores one after another in shared memory, which has room for a multiple of [`IN_REGISTERS`].
+/// Scores one after another in shared memory, which has room for a multiple of [`IN_REGISTERS`]; more than that many only if
+/// `LONG`.
 #[derive(Clone, Copy)]
-pub struct SharedScores(pub SmemAddr);
+pub struct SharedScores<const LONG: bool>(pub SmemAddr);
 
 /// Scores one after another in device memory.
 #[derive(Clone, Copy)]
 pub struct DeviceScores(pub u64);
 
-impl Scores for SharedScores {
+impl<const LONG: bool> Scores for SharedScores<LONG> {
     const SHORT: bool = true;
+    const LONG: bool = LONG;
 
     #[inline(always)]
     fn from(self, j: u32) -> Self {
@@ -50,6 +54,7 @@ impl Scores for SharedScores {
 // Only rows too long for shared memory lie here, and a few shorter ones of their strips.
 impl Scores for DeviceScores {
     const SHORT: bool = false;
+    const LONG: bool = true;
 
     #[inline(always)]
     fn from(self, j: u32) -> Self {

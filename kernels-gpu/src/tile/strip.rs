@@ -31,10 +31,8 @@ pub struct Strip {
 #[derive(Clone, Copy)]
 pub struct Strips<'a> {
     p: &'a SelectParams,
-    /// The item.
-    item: u32,
-    /// Number of the item plus that of the next one: rounds of as many items as there are blocks, every second one backwards.
-    both: u32,
+    /// The round: as many items as there are blocks, in every second one backwards.
+    round: u32,
     /// Query blocks of its window that are done.
     done: i32,
 }
@@ -43,7 +41,7 @@ impl<'a> Strips<'a> {
     /// All of them.
     #[inline(always)]
     pub fn new(p: &'a SelectParams) -> Self {
-        Self { p, item: special::ctaid_x(), both: 2 * special::nctaid_x() - 1, done: 0 }
+        Self { p, round: 0, done: 0 }
     }
 
     /// Whether there is one.
@@ -51,7 +49,15 @@ impl<'a> Strips<'a> {
     pub fn any(&self) -> bool {
         // SAFETY: a model has heads and a strip has rows.
         unsafe { core::hint::assert_unchecked(self.p.hq > 0 && self.p.strip > 0 && self.p.total_qb >= 0) };
-        self.item < self.windows() * self.p.hq as u32
+        self.item() < self.windows() * self.p.hq as u32
+    }
+
+    /// The item. At most the number of items and two rounds: `ops::select` launches no grid of more than 2^31 blocks, and none
+    /// larger than the items.
+    #[inline(always)]
+    fn item(&self) -> u32 {
+        let (block, blocks) = (special::ctaid_x(), special::nctaid_x());
+        self.round * blocks + if self.round.is_multiple_of(2) { block } else { blocks - 1 - block }
     }
 
     #[inline(always)]
@@ -70,8 +76,9 @@ impl<'a> Strips<'a> {
         // SAFETY: as in `any`; the query block is one of the batch's.
         unsafe {
             core::hint::assert_unchecked(p.hq > 0 && p.strip > 0 && p.total_qb >= 0);
-            let start = ((self.windows() - 1 - self.item / p.hq as u32) * p.strip as u32) as i32;
-            let head = (self.item % p.hq as u32) as i32;
+            let item = self.item();
+            let start = ((self.windows() - 1 - item / p.hq as u32) * p.strip as u32) as i32;
+            let head = (item % p.hq as u32) as i32;
             let end = smaller(start + p.strip, p.total_qb);
             let first = start + self.done;
             let QueryBlock { request, block, .. } = *(p.query_blocks as *const QueryBlock).offset(first as isize);
@@ -87,11 +94,7 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     pub fn advance(&mut self, strip: &Strip) {
         self.done = if strip.ends_window { 0 } else { self.done + strip.rows };
-        if strip.ends_window {
-            // At most the items and two rounds: `ops::select` launches no grid of more than 2^31 blocks, and none larger than the items.
-            self.item = self.both.wrapping_sub(self.item);
-            self.both = self.both.wrapping_add(2 * special::nctaid_x());
-        }
+        self.round += strip.ends_window as u32;
     }
 }
 

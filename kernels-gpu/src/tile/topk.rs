@@ -39,7 +39,7 @@ pub unsafe fn select_row<S: Scores>(scores: S, row: Row, rule: Rule, list: List,
             0
         } else if !rule.chooses(row) {
             write_all(row.count, list, lane)
-        } else if S::SHORT && row.count <= IN_REGISTERS {
+        } else if !S::LONG || (S::SHORT && row.count <= IN_REGISTERS) {
             select_short(scores, row, rule, list, lane)
         } else {
             select_long(scores, row, rule, list, lane)
