@@ -180,13 +180,14 @@ unsafe fn score(p: &SelectProbeParams, strip: &Strip, shared: Shared, step: u32,
     let mut acc = [0; 64];
     // SAFETY: forwarded; scales were written before the last barrier; the tile's place is inside the warp's score row.
     unsafe {
-        let k_scale = *(p.k_scale as *const f32).offset((strip.kv_head * p.k_scale_stride) as isize);
         let rows = [warp * PART_GROUPS as u32 + quad, warp * PART_GROUPS as u32 + quad + 8];
-        let scale = |row: u32| smem::ld_f32(shared.base.offset(map::SCALES + row * 4));
-        let mut groups = Groups::new([scale(rows[0]), scale(rows[1])], k_scale * p.softmax_scale_log2);
         let mut step = step;
         let mut tile = strip.last_tile;
         multiply(&mut acc, queries, shared, step, leader);
+        // Behind the product, because registers are short beside it.
+        let k_scale = *(p.k_scale as *const f32).offset((strip.kv_head * math::here(p.k_scale_stride)) as isize);
+        let scale = |row: u32| smem::ld_f32(shared.base.offset(map::SCALES + row * 4));
+        let mut groups = Groups::new([scale(rows[0]), scale(rows[1])], k_scale * p.softmax_scale_log2);
         let limits = [strip.limit(p, rows[0]), strip.limit(p, rows[1])];
         let largest = masked_maxima(&acc, limits, (tile * TILE_BLOCKS as u32) as i32, lane);
         let score = groups.fold::<true>(&largest, lane);
