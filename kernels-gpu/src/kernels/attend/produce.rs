@@ -84,7 +84,8 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
     }
 }
 
-/// From raw score to base-2 logit. Rows that are not the request's repeat a neighbour's.
+/// From raw score to base-2 logit; 0 for rows that are not the request's, whatever lies there: none of their scores then moves
+/// the biases of a warp, and what a request's rows become does not depend on its neighbours in the batch.
 ///
 /// # Safety
 /// The slot is readable; the K scale is per tensor or per head; rows from..to lie inside `q_scale`.
@@ -95,10 +96,12 @@ unsafe fn row_scale(p: &AttendParams, slot: Slot, row: i32) -> f32 {
         let ([tile_row, from, to], (head, _)) = (slot.rows(), slot.head());
         core::hint::assert_unchecked(p.group > 0);
         let k = *(p.k_scale as *const f32).offset((head / p.group * math::here(p.k_scale_stride)) as isize) * p.softmax_scale_log2;
+        let there = (row >= from) & (row < to);
         let row = if row < from { from } else { row };
         let row = if row < to { row } else { to - 1 };
         let at = (tile_row + row) as u32 as i64 * math::here(p.hq) as u32 as i64 + head as u32 as i64;
-        *(p.q_scale as *const f32).offset(at as isize) * k
+        let scale = *(p.q_scale as *const f32).offset(at as isize) * k;
+        if there { scale } else { 0.0 }
     }
 }
 
