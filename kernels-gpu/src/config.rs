@@ -76,10 +76,10 @@ pub mod attend {
         pub const KV_RING: u32 = READY + 16 * Q_STAGES;
         /// Bytes of dynamic shared memory.
         pub const BYTES: u32 = KV_RING + 16 * STAGES;
-        /// Scales of the keys of each K stage, where keys have scales of their own.
+        /// Scales of the keys of each K stage, where keys have scales of their own; then their barriers.
         pub const KEY_SCALES: u32 = BYTES;
         /// Bytes of dynamic shared memory with scales of single keys.
-        pub const BYTES_TOKEN_SCALES: u32 = KEY_SCALES + STAGES * 128 * 4;
+        pub const BYTES_TOKEN_SCALES: u32 = KEY_SCALES + STAGES * 128 * 4 + 16 * STAGES;
         const _: () = assert!(KEY_SCALES.is_multiple_of(16), "scales are written by fours and read in pairs");
         const _: () = assert!(BYTES_TOKEN_SCALES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }

@@ -2,8 +2,9 @@
 //! not. A type parameter of the kernel, so that the plain one pays nothing.
 //!
 //! The 128 scales of a key block lie wherever the cache keeps them, in no order that a bulk copy could fetch. A warp of its
-//! own walks the items as the producer does; its 32 lanes load four scales each and store them into the stage of the K tile,
-//! whose "full" barrier waits for them too. The loads of a block are under way while the addresses of the next one's are looked
+//! own walks the items as the producer does; its 32 lanes load four scales each and store them into a row beside the K tile's
+//! stage, with a barrier of its own: that of the tile counts bytes of copies, and `compute-sanitizer --tool racecheck` does not
+//! follow what threads order by such a one. The loads of a block are under way while the addresses of the next one's are looked
 //! up and while the stage is waited for. (In the producer warp itself they cost spills.)
 
 use crate::abi::{AttendParams, TokenScales};
@@ -14,23 +15,29 @@ use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::{Item, item};
 use crate::ptx::{SmemAddr, global, mbarrier, smem, special, warp};
 use crate::tile::key_scales::scale_columns;
-use crate::tile::mma::Scores;
+use crate::tile::mma::{FIRST, Scores};
 use crate::unroll;
 
 /// How a key's own scale gets to its scores.
 pub trait KeyScales: Copy {
-    /// Arrivals on the "full" barrier of a stage besides the leader's.
-    const ARRIVALS: u32;
+    /// Whether there are any.
+    const PRESENT: bool;
     /// Arrivals of a consumer warpgroup on the "empty" barrier of a stage.
     const RELEASES: u32;
     /// With the scales of two rows.
     type Rows: RowScales;
 
+    /// Initialises the barriers at `stages`.
+    ///
+    /// # Safety
+    /// One thread, before any other use; followed by `mbarrier::init_fence` and a block barrier.
+    unsafe fn init(self, stages: SmemAddr);
+
     /// The warp that fetches the scales, over all items of the block, as far as there are scales.
     ///
     /// # Safety
-    /// Called by a whole warp, converged, on the host-checked parameters; `ring` is that of the K stages, initialised with
-    /// [`Self::ARRIVALS`]; `stages` are as many rows of 128 f32, which nobody else writes.
+    /// Called by a whole warp, converged, on the host-checked parameters; `ring` is that of the K stages, initialised; `stages` are
+    /// as many rows of 128 f32, which nobody else writes, and [`Self::init`]'s barriers.
     unsafe fn produce(self, p: &AttendParams, ring: Ring<STAGES>, stages: SmemAddr);
 
     /// Consumer: of the scales of two rows, what the softmax multiplies its scores by, and what is multiplied before.
@@ -56,10 +63,12 @@ pub trait RowScales: Copy {
 pub struct NoScales;
 
 impl KeyScales for NoScales {
-    const ARRIVALS: u32 = 0;
+    const PRESENT: bool = false;
     const RELEASES: u32 = 1;
     type Rows = Self;
 
+    #[inline(always)]
+    unsafe fn init(self, _: SmemAddr) {}
     #[inline(always)]
     unsafe fn produce(self, _: &AttendParams, _: Ring<STAGES>, _: SmemAddr) {}
     #[inline(always)]
@@ -85,6 +94,12 @@ pub struct TokenRows([f32; 2]);
 /// Tokens a lane fetches: all in one page and one chunk of scales, because both are multiples of it.
 const TOKENS: u32 = BLOCK as u32 / 32;
 
+/// The barriers of the rows, of which only those that say "full" are used: a row is empty when its K stage is.
+#[inline(always)]
+fn barriers(stages: SmemAddr) -> Ring<STAGES> {
+    Ring::at(stages.offset(STAGES * (BLOCK as u32 * 4)))
+}
+
 /// Row of scales of a stage.
 #[inline(always)]
 fn row(stages: SmemAddr, at: Cursor<STAGES>) -> SmemAddr {
@@ -92,9 +107,15 @@ fn row(stages: SmemAddr, at: Cursor<STAGES>) -> SmemAddr {
 }
 
 impl KeyScales for &TokenScales {
-    const ARRIVALS: u32 = 32;
+    const PRESENT: bool = true;
     const RELEASES: u32 = 4;
     type Rows = TokenRows;
+
+    #[inline(always)]
+    unsafe fn init(self, stages: SmemAddr) {
+        // SAFETY: forwarded; every lane of the warp that fetches arrives.
+        unsafe { barriers(stages).init_for(32, 1) }
+    }
 
     #[inline(always)]
     unsafe fn produce(self, p: &AttendParams, ring: Ring<STAGES>, stages: SmemAddr) {
@@ -115,14 +136,14 @@ impl KeyScales for &TokenScales {
                         let next = if more { source(i + 1) } else { (0, 0) };
                         ring.wait_empty(at);
                         smem::st_v4(row(stages, at).offset(lane * (TOKENS * 4)), values);
-                        mbarrier::arrive(ring.full(at));
+                        mbarrier::arrive(barriers(stages).full(at));
                         values = load(self, next);
                         i += 1;
                     }
-                    // The stage of the last V, which brings no K.
+                    // The stage of the last V, which brings no K and whose row nobody waits for: the barrier goes on with the ring.
                     let at = Cursor::at(stage + work.count as u32);
                     ring.wait_empty(at);
-                    mbarrier::arrive(ring.full(at));
+                    mbarrier::arrive(barriers(stages).full(at));
                     stage += work.count as u32 + 1;
                 }
                 k += 1;
@@ -141,6 +162,9 @@ impl RowScales for TokenRows {
     unsafe fn apply<const HALF: u32>(self, scores: &mut Scores, stages: SmemAddr, at: Cursor<STAGES>) {
         // SAFETY: forwarded from the caller.
         unsafe {
+            if HALF == FIRST {
+                barriers(stages).wait_full(at);
+            }
             scale_columns(scores, self.0, row(stages, at).offset(HALF * 256), special::tid_x_again() % 32);
             warp::sync();
         }

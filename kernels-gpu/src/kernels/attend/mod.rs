@@ -97,7 +97,8 @@ pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: Tens
             // Each warp gives an item back for itself: all of its lanes read the slot.
             shared.q.init(CONSUMERS * 4);
             shared.ready.init_for(PREPARERS, 1);
-            shared.kv.init_for(1 + S::ARRIVALS, CONSUMERS * S::RELEASES);
+            shared.kv.init(CONSUMERS * S::RELEASES);
+            keys.init(shared.key_scales());
             mbarrier::init_fence();
         }
     }
@@ -122,7 +123,7 @@ pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: Tens
                 produce::load(p, shared, k_map);
             } else if tid < 32 + PREPARERS {
                 produce::prepare(p, shared, q_map);
-            } else if S::ARRIVALS > 0 {
+            } else if S::PRESENT {
                 keys.produce(p, shared.kv, shared.key_scales());
             }
         } else {
