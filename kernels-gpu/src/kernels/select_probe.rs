@@ -82,6 +82,9 @@ unsafe fn produce(p: &SelectProbeParams, shared: Shared, lane: u32) {
         while let Some(strip) = current {
             strips.advance();
             current = strips.current();
+            if !strip.has_scores(p, lane) {
+                continue;
+            }
             let mut ahead = Ahead::new(p, current, strip.last_tile + 1);
             let mut left = strip.last_tile + 1;
             while left > 0 {
@@ -114,17 +117,21 @@ unsafe fn consume(p: &SelectProbeParams, shared: Shared) {
         // Strip, warp and lane are looked up again at every stage: registers are short while tiles go by.
         while let Some(strip) = strips.current() {
             let (warp, lane) = warp_and_lane();
-            pool(p, &strip, shared.base, warp, lane);
-            fence::proxy_async_shared();
-            meet(p, warp / 4);
+            let scored = strip.has_scores(p, lane);
+            if scored {
+                pool(p, &strip, shared.base, warp, lane);
+                fence::proxy_async_shared();
+                meet(p, warp / 4);
+                if let Some(strip) = strips.current() {
+                    let (warp, lane) = warp_and_lane();
+                    step = score(p, &strip, shared, step, warp, lane);
+                }
+                let (warp, _) = warp_and_lane();
+                meet(p, warp / 4);
+            }
             if let Some(strip) = strips.current() {
                 let (warp, lane) = warp_and_lane();
-                step = score(p, &strip, shared, step, warp, lane);
-            }
-            let (warp, lane) = warp_and_lane();
-            meet(p, warp / 4);
-            if let Some(strip) = strips.current() {
-                finish(p, &strip, shared, warp, lane);
+                finish(p, &strip, shared, scored, warp, lane);
             }
             strips.advance();
         }
@@ -230,13 +237,13 @@ unsafe fn multiply(acc: &mut [u32; 64], queries: SmemAddr, shared: Shared, step:
     }
 }
 
-/// Corrects the score rows of one query block, joins those of several warps, and selects. One warp a query block; a warp without
+/// Corrects the score rows of one query block if they were `scored`, joins those of several warps, and selects. One warp a query block; a warp without
 /// one returns at once.
 ///
 /// # Safety
 /// Called by whole warps, converged; the score rows of the warpgroup, or of the pair, are complete since a barrier.
 #[inline(always)]
-unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, warp: u32, lane: u32) {
+unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, scored: bool, warp: u32, lane: u32) {
     let request = &strip.request;
     // Here: LLVM would work all of this out before the first strip, and keep it while tiles go by.
     let [pool_log2, total_qb] = [p.query_pool_log2, p.total_qb].map(math::here);
@@ -263,7 +270,8 @@ unsafe fn finish(p: &SelectProbeParams, strip: &Strip, shared: Shared, warp: u32
             smem::st_u32_if(scores.offset(j * 4), score.to_bits(), on);
             global::st_u32_if(export + j as u64 * 4, score.to_bits(), on & (p.scores != 0) as u32);
         };
-        let mut j = lane;
+        // Where nothing was scored every row keeps all that it sees.
+        let mut j = if scored { lane } else { count };
         if parts == 1 {
             // Four at a time, each a few loads that depend on one another. The row has room for whole steps; what lies behind its
             // candidates is read and left alone.

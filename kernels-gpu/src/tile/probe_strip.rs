@@ -3,10 +3,11 @@
 //! A strip is cut at absolute positions of its request, so that only the last tile of keys that it sees has a diagonal in it. Every
 //! role of a block walks the same strips for itself: they are a load away, and nothing has to be handed over.
 
-use crate::abi::{Request, SelectProbeParams};
+use crate::abi::{QueryBlock, Request, SelectProbeParams};
 use crate::config::probe_sel::{GROUPS, KEY_TILE_BYTES, TILE_BLOCKS};
 use crate::layout::pages::{clamped, new_token, position};
 use crate::layout::probe_sel::{Place, first_tile, item, strip_blocks_log2, strips};
+use crate::layout::select::{Row, Rule};
 use crate::ptx::{special, warp};
 
 /// Some query groups of one request and head.
@@ -44,6 +45,25 @@ impl Strip {
     pub fn limit(&self, p: &SelectProbeParams, group: u32) -> i32 {
         let last = self.position(p, group) + (1 << p.query_pool_log2) - 1;
         clamped(if p.causal != 0 { last } else { i32::MAX }, self.request.kv_len)
+    }
+
+    /// Whether anybody asks for the strip's scores: some row has to choose, or the caller wants them.
+    ///
+    /// # Safety
+    /// Called by a whole warp, converged; the host has checked the arrays that the parameters name.
+    #[inline(always)]
+    pub unsafe fn has_scores(&self, p: &SelectProbeParams, lane: u32) -> bool {
+        // The strip's query blocks, of which there are at most 16, that are the request's.
+        let index = self.first - self.request.first_block + lane as i32;
+        let there = (lane < 1 << strip_blocks_log2(p.query_pool_log2)) & (index >= 0) & (index < self.request.qb_len);
+        let place = self.request.qb_start + if there { index } else { 0 };
+        // SAFETY: a query block of the request, which has one; the rest is forwarded.
+        unsafe {
+            let block = *(p.query_blocks as *const QueryBlock).offset(place as isize);
+            let row = Row::new(block.block, self.request.kb_len, p.causal != 0, p.sink, p.window, p.guards_on_top != 0);
+            let rule = Rule { budget: block.budget, keep_all_ties: p.keep_all_ties != 0, low_bit: 0 };
+            warp::any(((there & rule.chooses(row)) | (p.scores != 0)) as u32)
+        }
     }
 
     /// Addresses of the strip's 128 bytes of new token `token`, and of its scale.
