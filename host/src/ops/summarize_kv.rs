@@ -104,10 +104,29 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
         first_block: one.map_or(0, |request| args.blocks.first(&request)),
         count: int("blocks", count)?,
     };
-    // Heads first: their rows lie side by side in a page. The other two extents of a grid have 16 bits.
-    let grid = Launch::grid(hkv, count.min(ROWS), count.div_ceil(ROWS));
+    let grid = grid(hkv, count);
     let kernel = if k_token.first == 0 { &at.kernels.summarize_kv } else { &at.kernels.summarize_kv_token_scales };
     // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory, and
     // tokens of a page-table entry outside `0..pages` read as zeros.
     unsafe { kernel.launch(at.stream, &grid, &[Arg::of(&params)]) }
+}
+
+/// Heads first: their rows lie side by side in a page. The other two extents of a grid have 16 bits.
+fn grid(hkv: usize, count: usize) -> Launch {
+    Launch::grid(hkv, count.min(ROWS), count.div_ceil(ROWS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_have_room_for_every_block_and_stay_inside_the_limits() {
+        assert!(grid(4, 0).is_empty());
+        for count in [1, 7, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5, 65_536, 1 << 26] {
+            assert!(grid(4, count).validate("summarize_kv").is_ok(), "{count}");
+            let (rows, layers) = (count.min(ROWS), count.div_ceil(ROWS));
+            assert!(rows * layers >= count && rows * (layers - 1) < count, "{count}");
+        }
+    }
 }

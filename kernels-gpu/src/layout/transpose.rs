@@ -12,7 +12,7 @@ use crate::config::{HEAD_DIM, RUN};
 /// Byte offset in shared memory of the 16-byte chunk `chunk` of token `token` (0..16) of run `run`: rows of 128 bytes, chunks xored
 /// with a number that tells apart four runs and the two tokens of a pair.
 pub const fn stage_offset(run: u32, token: u32, chunk: u32) -> u32 {
-    (run * RUN as u32 + token) * HEAD_DIM as u32 + ((chunk ^ (run % 4 | token % 2 * 4)) * 16)
+    (run * RUN as u32 + token) * HEAD_DIM as u32 + ((chunk ^ ((run % 4) | (token % 2 * 4))) * 16)
 }
 
 /// Which row lane `lane` names for load `part` (0 or 1): run (0..4) of the four, and token. Matrix i of the load has the tokens
@@ -46,7 +46,7 @@ pub const fn unit_offset(unit: Unit, e: u32) -> u32 {
     // `v_row` and `swizzle_128`, in 32 bits.
     let d = unit.dim + e;
     let row = d / 32 * 32 + d / 2 % 4 * 8 + d / 8 % 4 * 2 + d % 2;
-    row * HEAD_DIM as u32 + ((unit.run ^ row % 8) * 16)
+    row * HEAD_DIM as u32 + ((unit.run ^ (row % 8)) * 16)
 }
 
 #[cfg(test)]
