@@ -151,7 +151,8 @@ pub struct AppendKvParams {
 }
 
 /// `summarize_kv_fp8_d128`: key sums, run norms and transposed V tiles of key blocks: all of them, or those with new tokens, which
-/// are the query blocks. Grid (blocks, hkv), 128 threads.
+/// are the query blocks. Grid (hkv, y, z) with at least `count` y-z pairs, [`crate::config::summarize_kv::THREADS`] threads: the heads
+/// of a block, whose rows lie side by side in a page, are read at the same time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SummarizeKvParams {
@@ -195,8 +196,14 @@ pub struct SummarizeKvParams {
     pub total_kb: i32,
     /// KV heads.
     pub hkv: i32,
-    /// Bytes from one entry of `blocks` to the next.
+    /// Bytes from one entry of `blocks` to the next. 0: there is one request, `request`, and `blocks` and `requests` are not read.
     pub block_stride: i32,
+    /// The one request: two look-ups less before the first page.
+    pub request: Request,
+    /// First of its blocks.
+    pub first_block: i32,
+    /// Number of blocks.
+    pub count: i32,
 }
 
 /// `select_stem` (parameter 0; parameter 1 is the tensor map of the key sums): from queries and summaries to block lists.
@@ -481,7 +488,7 @@ const _: () = {
     assert!(size_of::<TokenScales>() == 48);
     assert!(size_of::<RowStrides>() == 16);
     assert!(size_of::<AppendKvParams>() == 224 && offset_of!(AppendKvParams, k_strides) == 72);
-    assert!(size_of::<SummarizeKvParams>() == 208 && offset_of!(SummarizeKvParams, k_strides) == 80);
+    assert!(size_of::<SummarizeKvParams>() == 248 && offset_of!(SummarizeKvParams, k_strides) == 80);
     assert!(size_of::<SelectParams>() == 152 && offset_of!(SelectParams, qk_scale) == 80);
     assert!(size_of::<ProbeMeansParams>() == 88 && offset_of!(ProbeMeansParams, k_strides) == 40);
     assert!(size_of::<SelectProbeParams>() == 152 && offset_of!(SelectProbeParams, softmax_scale_log2) == 88);

@@ -101,6 +101,8 @@ pub const WARP_WORDS: usize = 11;
 pub const SPECIAL_WORDS: usize = 10;
 /// Words that `probe_mbarrier` writes per thread and round.
 pub const MBARRIER_WORDS: usize = 3;
+/// Words that `probe_matrix` writes per thread.
+pub const MATRIX_WORDS: usize = 11;
 /// Words that `probe_gather` writes per thread and round.
 pub const GATHER_WORDS: usize = 3;
 /// Words that `probe_cp_async` writes per thread and round.

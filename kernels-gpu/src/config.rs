@@ -112,14 +112,18 @@ pub mod append_kv {
 
 /// `summarize_kv_fp8_d128`.
 pub mod summarize_kv {
-    use super::{BLOCK, HEAD_DIM};
-    /// Threads of a block: 16 tokens of 8 chunks. A thread then sees token r of every run of 16, which are the eight
-    /// tokens of group r: group sums need no exchange.
-    pub const THREADS: u32 = 128;
-    /// Where the partial run norms lie: behind the V block that waits for its transposition.
-    pub const NORMS: u32 = (BLOCK * HEAD_DIM) as u32;
-    /// Bytes of dynamic shared memory: the V block and one partial norm a thread.
-    pub const SMEM_BYTES: u32 = NORMS + THREADS * 4;
+    use super::{BLOCK, RUNS, TILE_BYTES};
+    /// Threads of a block: a warp a run of 16 tokens, which lies in one page. Short prompts leave a multiprocessor two blocks: with
+    /// fewer warps each would take longer from its data to its stores.
+    pub const THREADS: u32 = 32 * RUNS as u32;
+    /// Where the values lie, rows of 128 bytes as `layout::transpose` has them.
+    pub const V: u32 = 0;
+    /// Where the keys lie, in the same order.
+    pub const K: u32 = V + TILE_BYTES as u32;
+    /// Scales of the keys, where they have their own.
+    pub const SCALES: u32 = K + TILE_BYTES as u32;
+    /// Bytes of dynamic shared memory: six blocks fit in a multiprocessor, 192 KiB on their way.
+    pub const SMEM_BYTES: u32 = SCALES + BLOCK as u32 * 4;
 }
 
 /// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums.

@@ -4,7 +4,7 @@ use super::{Launcher, Paged, Scales, Span, int};
 use crate::driver::{Arg, Launch};
 use crate::error::Result;
 use half::bf16;
-use stem_attn_kernels::abi::{KeyBlock, QueryBlock, SummarizeKvParams};
+use stem_attn_kernels::abi::{KeyBlock, QueryBlock, Request, SummarizeKvParams};
 use stem_attn_kernels::config::{RUNS, SUM_LEN, TILE_BYTES};
 
 /// Buffers of [`summarize_kv`].
@@ -24,6 +24,9 @@ pub struct SummarizeKv {
     pub blocks: Blocks,
 }
 
+/// Blocks along the second extent of the grid, at most.
+const ROWS: usize = 32_768;
+
 /// Key blocks of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocks {
@@ -35,6 +38,14 @@ pub enum Blocks {
 }
 
 impl Blocks {
+    /// The first block of a request.
+    fn first(self, request: &Request) -> i32 {
+        match self {
+            Self::All => 0,
+            Self::New => request.first_block,
+        }
+    }
+
     /// The table that names the blocks: its address, the bytes of an entry, and how many it has.
     pub(super) fn table(self, at: &Launcher<'_>) -> (u64, usize, usize) {
         let geometry = at.geometry.host();
@@ -63,6 +74,10 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
         run_norms.require("run_norms", &[hkv, total_kb, RUNS])?;
     }
     let (blocks, block_stride, count) = args.blocks.table(at);
+    let one = match geometry.requests.as_slice() {
+        [request] => Some(*request),
+        _ => None,
+    };
     let params = SummarizeKvParams {
         k_pages: args.kv.k_pages.address(),
         v_pages: args.kv.v_pages.address(),
@@ -84,11 +99,34 @@ pub fn summarize_kv(at: &Launcher<'_>, args: &SummarizeKv) -> Result<()> {
         pages: int("pages", args.kv.desc.pages)?,
         total_kb: int("total_kb", total_kb)?,
         hkv: int("hkv", hkv)?,
-        block_stride: int("block_stride", block_stride)?,
+        block_stride: if one.is_some() { 0 } else { int("block_stride", block_stride)? },
+        request: one.unwrap_or_default(),
+        first_block: one.map_or(0, |request| args.blocks.first(&request)),
+        count: int("blocks", count)?,
     };
-    let grid = Launch::grid(count, hkv, 1);
+    let grid = grid(hkv, count);
     let kernel = if k_token.first == 0 { &at.kernels.summarize_kv } else { &at.kernels.summarize_kv_token_scales };
     // SAFETY: the kernel takes this one block; every extent it touches was checked above, the spans promise the memory, and
     // tokens of a page-table entry outside `0..pages` read as zeros.
     unsafe { kernel.launch(at.stream, &grid, &[Arg::of(&params)]) }
+}
+
+/// Heads first: their rows lie side by side in a page. The other two extents of a grid have 16 bits.
+fn grid(hkv: usize, count: usize) -> Launch {
+    Launch::grid(hkv, count.min(ROWS), count.div_ceil(ROWS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_have_room_for_every_block_and_stay_inside_the_limits() {
+        assert!(grid(4, 0).is_empty());
+        for count in [1, 7, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5, 65_536, 1 << 26] {
+            assert!(grid(4, count).validate("summarize_kv").is_ok(), "{count}");
+            let (rows, layers) = (count.min(ROWS), count.div_ceil(ROWS));
+            assert!(rows * layers >= count && rows * (layers - 1) < count, "{count}");
+        }
+    }
 }

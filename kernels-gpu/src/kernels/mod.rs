@@ -10,6 +10,7 @@ pub mod probe_cp_async;
 pub mod probe_gather;
 pub mod probe_half;
 pub mod probe_math;
+pub mod probe_matrix;
 pub mod probe_rate;
 pub mod probe_select;
 pub mod probe_sync;

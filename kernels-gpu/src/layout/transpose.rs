@@ -1,65 +1,52 @@
-//! How one thread block of 128 turns 128 value rows (tokens) into a tile of 128 dimensions, byte by byte.
+//! How a block of eight warps turns 128 value rows (tokens) into a tile of 128 dimensions, byte by byte.
 //!
-//! In: thread (token r of a run, chunk c) holds 16 bytes of row 16 R + r for every run R. They go to shared memory so
-//! that what a warp reads next, four words of one chunk from eight runs at once, lies in 32 different banks
-//! ([`stage_offset`]). Out: a thread gathers the 16 tokens of one run for four dimensions, transposes 4 x 4 bytes in
-//! registers ([`transpose_4x4`]), and stores 16 bytes a dimension; eight neighbouring lanes fill a row of 128
-//! ([`unit()`], [`unit_offset`]). One run is exactly one 16-byte chunk of the output rows, whatever the order inside.
+//! Rows lie in shared memory as they were copied, their chunks of 16 bytes in an order ([`stage_offset`]) in which everything that
+//! is read or written together lies in different banks. A warp transposes one chunk, 16 dimensions of all tokens, four runs at a
+//! time: a transposing load of 16-bit elements, whose rows are chosen ([`matrix_row`]) so that a lane gets all 16 tokens of one run
+//! for two neighbouring dimensions. Two byte permutations a word ([`SPLIT`]) separate the dimensions, and the lane stores 16
+//! bytes of each ([`unit_offset`]): one run is exactly one chunk of the output rows, whatever the order inside. Four lanes store half a
+//! row.
 
-use super::{swizzle_128, v_row};
 use crate::config::{HEAD_DIM, RUN};
 
-/// Byte offset in shared memory of the 16-byte chunk `chunk` of token `token`: rows of 128 bytes, chunks xored with the
-/// run so that the same chunk of eight runs lies in eight different groups of banks.
-pub const fn stage_offset(token: u32, chunk: u32) -> u32 {
-    token * HEAD_DIM as u32 + ((chunk ^ (token / RUN as u32)) * 16)
+/// Byte offset in shared memory of the 16-byte chunk `chunk` of token `token` (0..16) of run `run`: rows of 128 bytes, chunks xored
+/// with a number that tells apart four runs and the two tokens of a pair.
+pub const fn stage_offset(run: u32, token: u32, chunk: u32) -> u32 {
+    (run * RUN as u32 + token) * HEAD_DIM as u32 + ((chunk ^ ((run % 4) | (token % 2 * 4))) * 16)
 }
 
-/// Which piece of the tile a thread makes: all tokens of one run for four dimensions.
+/// Which row lane `lane` names for load `part` (0 or 1): run (0..4) of the four, and token. Matrix i of the load has the tokens
+/// 2 m and 2 m + 1 of the four runs, where m = 4 `part` + i.
+pub const fn matrix_row(lane: u32, part: u32) -> [u32; 2] {
+    let (matrix, row) = (4 * part + lane / 8, lane % 8);
+    [row / 2, 2 * matrix + row % 2]
+}
+
+/// Which piece of the tile a lane makes from the four runs `4 * half ..`: all tokens of one run for two dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// The run: tokens `16 * run ..`.
+    /// The run.
     pub run: u32,
-    /// The first of four consecutive dimensions.
+    /// The first of the two dimensions.
     pub dim: u32,
 }
 
-/// Piece number `pass` (0 or 1) of thread `thread` (0..128). Lanes go through the eight runs first: what they store is
-/// one whole row of the tile.
-pub const fn unit(thread: u32, pass: u32) -> Unit {
-    let (warp, lane) = (thread / 32, thread % 32);
-    Unit { run: lane % 8, dim: (warp + 4 * pass) * 16 + lane / 8 * 4 }
+/// The piece of lane `lane` of the warp that has chunk `chunk`.
+pub const fn unit(chunk: u32, lane: u32, half: u32) -> Unit {
+    Unit { run: 4 * half + lane % 4, dim: 16 * chunk + lane / 4 * 2 }
 }
 
-/// Byte offset in shared memory of the unit's four dimensions of token `i` (0..16) of its run.
-pub const fn unit_source(unit: Unit, i: u32) -> u32 {
-    stage_offset(unit.run * RUN as u32 + i, unit.dim / 16) + unit.dim % 16
-}
-
-/// The four tokens of the run that make bytes 4 m .. 4 m + 4 of its chunk, in order ([`super::V_TOKEN_ORDER`]).
-pub const fn word_tokens(m: u32) -> [u32; 4] {
-    [2 * m, 2 * m + 1, 2 * m + 8, 2 * m + 9]
-}
+/// Selectors of bytes for [`crate::ptx::int::prmt`]: from words m and m + 4 of what the lane has loaded (tokens 2 m, 2 m + 1 and
+/// 2 m + 8, 2 m + 9, two dimensions each) to word m of the chunk of the first and of the second dimension
+/// ([`super::V_TOKEN_ORDER`]).
+pub const SPLIT: [u32; 2] = [0x6420, 0x7531];
 
 /// Byte offset in the tile of the unit's chunk of dimension `unit.dim + e`.
 pub const fn unit_offset(unit: Unit, e: u32) -> u32 {
-    swizzle_128(v_row((unit.dim + e) as usize) * HEAD_DIM + (unit.run * RUN as u32) as usize) as u32
-}
-
-/// Transposes 4 x 4 bytes: byte j of result e is byte e of input j.
-#[inline(always)]
-pub const fn transpose_4x4(w: [u32; 4]) -> [u32; 4] {
-    /// Bytes 0 and 2 of `a` and of `b`, interleaved: a0 b0 a2 b2.
-    const fn even(a: u32, b: u32) -> u32 {
-        (a & 0x00ff_00ff) | ((b & 0x00ff_00ff) << 8)
-    }
-    /// Bytes 1 and 3: a1 b1 a3 b3.
-    const fn odd(a: u32, b: u32) -> u32 {
-        ((a >> 8) & 0x00ff_00ff) | (b & 0xff00_ff00)
-    }
-    let (e01, e23) = (even(w[0], w[1]), even(w[2], w[3]));
-    let (o01, o23) = (odd(w[0], w[1]), odd(w[2], w[3]));
-    [(e01 & 0xffff) | (e23 << 16), (o01 & 0xffff) | (o23 << 16), (e01 >> 16) | (e23 & 0xffff_0000), (o01 >> 16) | (o23 & 0xffff_0000)]
+    // `v_row` and `swizzle_128`, in 32 bits.
+    let d = unit.dim + e;
+    let row = d / 32 * 32 + d / 2 % 4 * 8 + d / 8 % 4 * 2 + d % 2;
+    row * HEAD_DIM as u32 + ((unit.run ^ (row % 8)) * 16)
 }
 
 #[cfg(test)]
@@ -67,43 +54,51 @@ mod tests {
     use super::*;
     use crate::layout::v_tile_offset;
 
-    #[test]
-    fn four_by_four() {
-        let w = [0x0302_0100u32, 0x1312_1110, 0x2322_2120, 0x3332_3130];
-        assert_eq!(transpose_4x4(w), [0x3020_1000, 0x3121_1101, 0x3222_1202, 0x3323_1303]);
-        assert_eq!(transpose_4x4(transpose_4x4(w)), w);
+    fn prmt(a: u32, b: u32, selector: u32) -> u32 {
+        let bytes = [a.to_le_bytes(), b.to_le_bytes()].concat();
+        u32::from_le_bytes([0, 4, 8, 12].map(|s| bytes[(selector >> s & 7) as usize]))
     }
 
-    /// The whole block, thread by thread, on (token, dimension) labels: what lands where `v_tile_offset` says.
+    /// What lane `lane` gets of a transposing load: of matrix i, elements `lane / 4` of rows `2 (lane % 4)` and the next.
+    fn load(stage: &[Option<u8>], rows: &[u32], lane: usize) -> [u32; 4] {
+        [0, 1, 2, 3].map(|i| {
+            let element = |row: usize| rows[8 * i + row] as usize + lane / 4 * 2;
+            let (a, b) = (element(lane % 4 * 2), element(lane % 4 * 2 + 1));
+            u32::from_le_bytes([a, a + 1, b, b + 1].map(|at| stage[at].unwrap()))
+        })
+    }
+
+    /// The whole block, lane by lane, on (token, dimension) labels: what lands where `v_tile_offset` says.
     #[test]
-    fn threads_together_write_the_tile() {
+    fn warps_together_write_the_tile() {
         let value = |d: u32, t: u32| (d.wrapping_mul(167) ^ t.wrapping_mul(59) ^ ((d * t) >> 3)) as u8;
         let mut stage = vec![None; 128 * 128];
-        for thread in 0..128u32 {
-            let (chunk, r) = (thread % 8, thread / 8);
-            for run in 0..8 {
-                let token = 16 * run + r;
-                for b in 0..16 {
-                    let at = (stage_offset(token, chunk) + b) as usize;
-                    assert_eq!(stage[at].replace(value(chunk * 16 + b, token)), None, "two threads write one byte");
-                }
+        for t in 0..128 {
+            for d in 0..128 {
+                let at = (stage_offset(t / 16, t % 16, d / 16) + d % 16) as usize;
+                assert_eq!(stage[at].replace(value(d, t)), None, "two bytes in one place");
             }
         }
         let mut tile = vec![None; 128 * 128];
-        for thread in 0..128 {
-            for pass in 0..2 {
-                let unit = unit(thread, pass);
-                for m in 0..4 {
-                    let words = word_tokens(m).map(|i| {
-                        let at = unit_source(unit, i) as usize;
-                        assert_eq!(at % 4, 0);
-                        u32::from_le_bytes([0, 1, 2, 3].map(|b| stage[at + b].unwrap()))
-                    });
-                    for (e, word) in transpose_4x4(words).into_iter().enumerate() {
-                        let at = unit_offset(unit, e as u32) as usize;
+        for chunk in 0..8 {
+            for half in 0..2 {
+                let rows = [0, 1].map(|part| {
+                    let row = |lane| {
+                        let [run, token] = matrix_row(lane, part);
+                        stage_offset(4 * half + run, token, chunk)
+                    };
+                    (0..32).map(row).collect::<Vec<_>>()
+                });
+                for lane in 0..32 {
+                    let [low, high] = [0, 1].map(|part: usize| load(&stage, &rows[part], lane));
+                    let unit = unit(chunk, lane as u32, half);
+                    for e in 0..2 {
+                        let at = unit_offset(unit, e) as usize;
                         assert_eq!(at % 16, 0);
-                        for (b, byte) in word.to_le_bytes().into_iter().enumerate() {
-                            assert_eq!(tile[at + 4 * m as usize + b].replace(byte), None, "two threads write one byte");
+                        for m in 0..4 {
+                            for (b, byte) in prmt(low[m], high[m], SPLIT[e as usize]).to_le_bytes().into_iter().enumerate() {
+                                assert_eq!(tile[at + 4 * m + b].replace(byte), None, "two lanes write one byte");
+                            }
                         }
                     }
                 }
@@ -116,40 +111,47 @@ mod tests {
         }
     }
 
+    /// Whether the 16-byte pieces at `offsets` lie in different banks.
+    fn apart(offsets: impl Iterator<Item = u32>) -> bool {
+        let mut groups: Vec<u32> = offsets.map(|at| at / 16 % 8).collect();
+        groups.sort();
+        groups == [0, 1, 2, 3, 4, 5, 6, 7]
+    }
+
     #[test]
     fn shared_memory_reads_and_writes_are_free_of_bank_conflicts() {
-        for warp in 0..4 {
-            for pass in 0..2 {
-                for i in 0..16 {
-                    let mut banks = [0; 32];
-                    for lane in 0..32 {
-                        banks[(unit_source(unit(warp * 32 + lane, pass), i) / 4 % 32) as usize] += 1;
-                    }
-                    assert_eq!(banks, [1; 32]);
+        for run in 0..8 {
+            for token in 0..16 {
+                // Copies and key sums: the row of a token at a time.
+                assert!(apart((0..8).map(|chunk| stage_offset(run, token, chunk))));
+            }
+            for pair in 0..8 {
+                for chunks in [0, 4] {
+                    // Norms: eight lanes have half of the rows of two tokens.
+                    assert!(apart((0..8).map(|lane| stage_offset(run, 2 * pair + lane / 4, chunks + lane % 4))));
                 }
             }
-            // 16-byte stores go eight lanes at a time.
-            for run in 0..8 {
-                for quarter in 0..4 {
-                    let mut groups = [0; 8];
-                    for lane in 0..8 {
-                        let thread = warp * 32 + quarter * 8 + lane;
-                        groups[(stage_offset(16 * run + thread / 8, thread % 8) / 16 % 8) as usize] += 1;
-                    }
-                    assert_eq!(groups, [1; 8]);
+        }
+        for chunk in 0..8 {
+            for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                for matrix in 0..4 {
+                    assert!(apart((8 * matrix..8 * matrix + 8).map(|lane| {
+                        let [run, token] = matrix_row(lane, part);
+                        stage_offset(4 * half + run, token, chunk)
+                    })));
                 }
             }
         }
     }
 
     #[test]
-    fn eight_lanes_store_whole_rows() {
-        for thread in (0..128).step_by(8) {
-            for e in 0..4 {
-                let mut offsets: Vec<u32> = (thread..thread + 8).map(|t| unit_offset(unit(t, 1), e)).collect();
+    fn four_lanes_store_half_a_row() {
+        for lane in (0..32).step_by(4) {
+            for (half, e) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let mut offsets: Vec<u32> = (lane..lane + 4).map(|lane| unit_offset(unit(5, lane, half), e)).collect();
                 offsets.sort();
                 let first = offsets[0];
-                assert_eq!(first % 128, 0);
+                assert_eq!(first % 64, 0);
                 assert!(offsets.iter().enumerate().all(|(i, &o)| o == first + 16 * i as u32));
             }
         }

@@ -24,6 +24,24 @@ pub fn e4m3x2_to_f16x2(codes: u32) -> u32 {
     pure32!(u32, "{{ .reg .b16 t; cvt.u16.u32 t, {1}; cvt.rn.f16x2.e4m3x2 {0}, t; }}", codes)
 }
 
+/// Four e4m3 codes (byte 0 first) as packed f16, exactly, the first two and the others. PTX: `cvt.rn.f16x2.e4m3x2 d, a` of each half.
+/// Called by any thread.
+#[inline(always)]
+pub fn e4m3x4_to_f16(codes: u32) -> [u32; 2] {
+    let (low, high): (u32, u32);
+    // SAFETY: arithmetic on registers. Halves that are named, not shifted and masked, cost no instruction.
+    unsafe {
+        asm!(
+            "{{ .reg .b16 lo, hi; mov.b32 {{lo, hi}}, {2}; cvt.rn.f16x2.e4m3x2 {0}, lo; cvt.rn.f16x2.e4m3x2 {1}, hi; }}",
+            out(reg32) low,
+            out(reg32) high,
+            in(reg32) codes,
+            options(pure, nomem, nostack)
+        );
+    }
+    [low, high]
+}
+
 /// Packed f16 as two f32 (low half first), exactly. PTX: two `cvt.f32.f16 d, a`. Called by any thread.
 #[inline(always)]
 pub fn f16x2_to_f32(packed: u32) -> (f32, f32) {
@@ -41,21 +59,10 @@ pub fn f16x2_to_f32(packed: u32) -> (f32, f32) {
     (low, high)
 }
 
-/// Four e4m3 codes (byte 0 first) as f32, exactly. PTX: `cvt.rn.f16x2.e4m3x2 d, a` of each half and [`f16x2_to_f32`]. Called by any
-/// thread.
+/// Four e4m3 codes (byte 0 first) as f32, exactly: [`e4m3x4_to_f16`] and [`f16x2_to_f32`]. Called by any thread.
 #[inline(always)]
 pub fn e4m3x4_to_f32(codes: u32) -> [f32; 4] {
-    let (low, high): (u32, u32);
-    // SAFETY: arithmetic on registers. Halves that are named, not shifted and masked, cost no instruction.
-    unsafe {
-        asm!(
-            "{{ .reg .b16 lo, hi; mov.b32 {{lo, hi}}, {2}; cvt.rn.f16x2.e4m3x2 {0}, lo; cvt.rn.f16x2.e4m3x2 {1}, hi; }}",
-            out(reg32) low,
-            out(reg32) high,
-            in(reg32) codes,
-            options(pure, nomem, nostack)
-        );
-    }
+    let [low, high] = e4m3x4_to_f16(codes);
     let ((a, b), (c, d)) = (f16x2_to_f32(low), f16x2_to_f32(high));
     [a, b, c, d]
 }

@@ -19,6 +19,7 @@ pub mod global;
 pub mod half;
 pub mod int;
 pub mod math;
+pub mod matrix;
 pub mod mbarrier;
 pub mod pdl;
 pub mod regs;

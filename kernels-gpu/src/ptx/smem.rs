@@ -111,6 +111,18 @@ pub unsafe fn st_f32(at: SmemAddr, value: f32) {
     unsafe { asm!("st.shared.f32 [{}], {};", in(reg32) at.0, in(reg32) value) };
 }
 
+/// Loads 64 bits. PTX: `ld.shared.v2.u32 {d0, d1}, [a]`. Called by any thread.
+///
+/// # Safety
+/// As [`ld_u32`], aligned to 8 bytes.
+#[inline(always)]
+pub unsafe fn ld_v2_u32(at: SmemAddr) -> [u32; 2] {
+    let (a, b): (u32, u32);
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("ld.shared.v2.u32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg32) at.0) };
+    [a, b]
+}
+
 /// Loads 16 bits. PTX: `ld.shared.u16 d, [a]`. Called by any thread.
 ///
 /// # Safety

@@ -95,6 +95,18 @@ pub unsafe fn add_u32(x: u32) -> u32 {
     result
 }
 
+/// The largest `x` of all lanes, for every lane. PTX: `redux.sync.max.u32 d, x, 0xffffffff`. Called by a whole warp.
+///
+/// # Safety
+/// - All 32 lanes call it, converged.
+#[inline(always)]
+pub unsafe fn max_u32(x: u32) -> u32 {
+    let result: u32;
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("redux.sync.max.u32 {}, {}, 0xffffffff;", out(reg32) result, in(reg32) x) };
+    result
+}
+
 /// Brings the lanes of a warp together and orders their memory accesses before and after it among them.
 /// PTX: `bar.warp.sync 0xffffffff`. Called by a whole warp.
 ///

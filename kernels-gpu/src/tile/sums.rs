@@ -184,14 +184,3 @@ impl GroupSum {
 }
 
 const _: () = assert!(GROUP_TOKENS == 8, "the tokens of a group, and the threads of a row");
-
-/// Sum of the squares of 16 e4m3 codes.
-#[inline(always)]
-pub fn square_sum(codes: [u32; 4]) -> f32 {
-    let mut parts = [0.0; 4];
-    unroll!(W < 4 {
-        let x = cvt::e4m3x4_to_f32(codes[W]);
-        parts[W] = (x[0] * x[0] + x[1] * x[1]) + (x[2] * x[2] + x[3] * x[3]);
-    });
-    (parts[0] + parts[1]) + (parts[2] + parts[3])
-}

@@ -8,6 +8,7 @@ mod cp_async;
 mod gather;
 mod half_precision;
 mod math;
+mod matrix;
 mod model;
 mod rates;
 mod select;
