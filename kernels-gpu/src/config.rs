@@ -122,7 +122,7 @@ pub mod summarize_kv {
     pub const K: u32 = V + TILE_BYTES as u32;
     /// Scales of the keys, where they have their own.
     pub const SCALES: u32 = K + TILE_BYTES as u32;
-    /// Bytes of dynamic shared memory: six blocks fit in a multiprocessor, 192 KiB on their way.
+    /// Bytes of dynamic shared memory: with five blocks in a multiprocessor 160 KiB are under way.
     pub const SMEM_BYTES: u32 = SCALES + BLOCK as u32 * 4;
 }
 

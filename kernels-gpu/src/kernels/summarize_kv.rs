@@ -61,8 +61,9 @@ unsafe fn summarize<const TOKEN_SCALES: bool>(p: &SummarizeKvParams) {
         if block.block >= request.kb_len {
             return;
         }
-        let k_scale = f32::from_bits(global::ld_nc_u32(p.k_scale + (head * p.k_scale_stride) as u32 as u64 * 4));
-        let v_scale = f32::from_bits(global::ld_nc_u32(p.v_scale + (head * p.v_scale_stride) as u32 as u64 * 4));
+        // Not through the read-only path: such loads ptxas puts off until the pages are there.
+        let k_scale = f32::from_bits(global::ld_u32(p.k_scale + (head * p.k_scale_stride) as u32 as u64 * 4));
+        let v_scale = f32::from_bits(global::ld_u32(p.v_scale + (head * p.v_scale_stride) as u32 as u64 * 4));
         let run = Run::locate(p, block, &request, warp_index);
         run.copy(p.v_pages, &p.v_strides, head, lane, shared.offset(V));
         cp_async::commit();

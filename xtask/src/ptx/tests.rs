@@ -159,7 +159,7 @@ fn the_post_pass_refuses_what_must_not_ship() {
 
 #[test]
 fn the_longest_prefix_gives_the_bounds() {
-    assert_eq!(bounds::of("select_stem").map(|b| b.threads), Some(768));
+    assert_eq!(bounds::of("select_stem").map(|b| b.threads), Some(896));
     assert_eq!(bounds::of("probe_rate_lop3").map(|b| b.threads), Some(384));
     assert_eq!(bounds::of("probe_warp").map(|b| b.threads), Some(128));
     assert_eq!(bounds::of("attend_fp8_d128").map(|b| b.threads), Some(384));
