@@ -118,11 +118,9 @@ impl Shape {
         // A strip of half the length reads the key sums twice as often, but leaves no multiprocessor idle.
         let strip = if items(whole) < room.sm_count { whole / 2 } else { whole };
         // Sharing pays where key sums are most of the traffic; where they are not, waiting for each other costs more.
-        let wanted = match geometry.max_kb {
-            0..256 => 1,
-            256..512 => 2,
-            _ => 4,
-        };
+        // Clusters of four share more, but only 120 of an H200's 132 multiprocessors take part in them (its groups of
+        // multiprocessors are no multiples of four): 5 % slower at 128 K.
+        let wanted = if geometry.max_kb < 256 { 1 } else { 2 };
         let cluster = [4, 2, 1].into_iter().find(|&n| n <= wanted && group.is_multiple_of(n)).unwrap_or(1);
         let items = items(strip);
         // Blocks that stay and take one item after another start the next while the last lists of the one before are written. All of
