@@ -203,7 +203,7 @@ fn strides_of_q_change_nothing(#[values(3, 4, 5, 7)] case: usize, #[values((1, 1
     assert_eq!((got.counts, got.lists), (want.counts, want.lists));
 }
 
-/// Enough key blocks for clusters of two and of four, for several chunks, and for several spans.
+/// Enough key blocks for clusters, for several chunks, and for several spans.
 #[rstest]
 #[case::two(&[(3000, 40_000), (260, 33_000)], (4, 2))]
 #[case::four(&[(5000, 70_000)], (8, 2))]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Kernels {
     device: Device,
-    select_blocks: [usize; 3],
+    select_blocks: [usize; 2],
     pub(super) append_kv: Kernel,
     pub(super) summarize_kv: Kernel,
     pub(super) summarize_kv_token_scales: Kernel,
@@ -29,7 +29,7 @@ impl Kernels {
     }
 
     /// Blocks of `select` that run at a time in clusters of 1, 2 and 4; 0 where the driver cannot tell.
-    pub(super) fn select_blocks(&self) -> [usize; 3] {
+    pub(super) fn select_blocks(&self) -> [usize; 2] {
         self.select_blocks
     }
 
@@ -65,7 +65,7 @@ impl Kernels {
         let resident = |cluster| select.resident_blocks(cluster).unwrap_or(0);
         Ok(Arc::new(Self {
             device: device.clone(),
-            select_blocks: [resident(1), resident(2), resident(4)],
+            select_blocks: [resident(1), resident(2)],
             append_kv: kernel(KernelId::AppendKv)?,
             summarize_kv: kernel(KernelId::SummarizeKv)?,
             summarize_kv_token_scales: kernel(KernelId::SummarizeKvTokenScales)?,

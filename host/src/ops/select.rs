@@ -96,8 +96,8 @@ pub fn scratch_len(geometry: &Geometry) -> Result<usize> {
 struct Room {
     /// Multiprocessors.
     sm_count: usize,
-    /// Blocks of the kernel that run at a time in clusters of 1, 2 and 4; 0 where that is not known.
-    resident: [usize; 3],
+    /// Blocks of the kernel that run at a time in clusters of 1 and 2; 0 where that is not known.
+    resident: [usize; 2],
 }
 
 /// How the work of a batch is cut.
@@ -121,7 +121,7 @@ impl Shape {
         // Clusters of four share more, but only 120 of an H200's 132 multiprocessors take part in them (its groups of
         // multiprocessors are no multiples of four): 5 % slower at 128 K.
         let wanted = if geometry.max_kb < 256 { 1 } else { 2 };
-        let cluster = [4, 2, 1].into_iter().find(|&n| n <= wanted && group.is_multiple_of(n)).unwrap_or(1);
+        let cluster = if group.is_multiple_of(wanted) { wanted } else { 1 };
         let items = items(strip);
         // Blocks that stay and take one item after another start the next while the last lists of the one before are written. All of
         // them have to run at a time, or the rest would come when the first have done everything.
@@ -255,7 +255,7 @@ mod tests {
     fn grids_are_multiples_of_their_clusters() {
         for tokens in [1, 128, 8192, 32_768, 65_536, 131_072, 1 << 20] {
             for (hq, hkv) in [(1, 1), (2, 1), (3, 1), (6, 3), (8, 8), (12, 3), (32, 4), (40, 8)] {
-                for (sm_count, resident) in [(78, [78, 78, 72]), (114, [0; 3]), (132, [132, 132, 128])] {
+                for (sm_count, resident) in [(78, [78, 78]), (114, [0; 2]), (132, [132, 132])] {
                     let geometry = geometry(tokens);
                     let scratch = geometry.max_kb > 1024;
                     let Shape { strip, cluster, blocks } = Shape::of(&geometry, hq, hq / hkv, &Room { sm_count, resident }, scratch);

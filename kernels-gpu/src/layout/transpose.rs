@@ -36,7 +36,7 @@ pub const fn unit(chunk: u32, lane: u32, half: u32) -> Unit {
     Unit { run: 4 * half + lane % 4, dim: 16 * chunk + lane / 4 * 2 }
 }
 
-/// Selectors of bytes for [`crate::ptx::int::prmt`]: from words m and m + 4 of what the lane has loaded (tokens 2 m, 2 m + 1 and
+/// Selectors of bytes for `ptx::int::prmt`: from words m and m + 4 of what the lane has loaded (tokens 2 m, 2 m + 1 and
 /// 2 m + 8, 2 m + 9, two dimensions each) to word m of the chunk of the first and of the second dimension
 /// ([`super::V_TOKEN_ORDER`]).
 pub const SPLIT: [u32; 2] = [0x6420, 0x7531];

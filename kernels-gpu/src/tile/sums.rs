@@ -162,23 +162,17 @@ impl GroupSum {
     pub unsafe fn of_stage(thread: u32, stage: SmemAddr) -> Self {
         let mut sum = Self::zero();
         let (codes, scales) = (stage.offset(thread * 16), stage.offset(QUERY_CODES + thread / 8 * 32));
-        // SAFETY: forwarded.
-        unsafe {
-            let mut next = smem::ld_v4(codes);
-            unroll!(H < 2 {
-                let scales = smem::ld_v4(scales.offset(16 * H as u32));
-                unroll!(I < 4 {
-                    let codes_of_token = next;
-                    // A token ahead: the answer takes as long as the sum of one. All of them ahead, as LLVM would have it, there are no
-                    // registers for.
-                    if 4 * H + I < 7 {
-                        next = smem::ld_v4(codes.offset((4 * H + I + 1) as u32 * TOKEN_BYTES));
-                    }
-                    sum.add(codes_of_token, f32::from_bits(scales[I]));
-                    unroll!(D < 16 { math::pin(&mut sum.0[D]); });
-                });
+        unroll!(H < 2 {
+            // SAFETY: forwarded.
+            let scales = unsafe { smem::ld_v4(scales.offset(16 * H as u32)) };
+            unroll!(I < 4 {
+                // SAFETY: forwarded.
+                let codes = unsafe { smem::ld_v4(codes.offset((4 * H + I) as u32 * TOKEN_BYTES)) };
+                sum.add(codes, f32::from_bits(scales[I]));
+                // LLVM would load all codes first, and has no registers for them.
+                unroll!(D < 16 { math::pin(&mut sum.0[D]); });
             });
-        }
+        });
         sum
     }
 }
