@@ -140,26 +140,29 @@ pub fn error_by_length(records: &Records) -> Option<Result<String>> {
         }
     }
     found.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-    let mut series: Vec<Series> = Vec::new();
-    for (name, tokens, error, _) in &found {
-        let point = ((*tokens as f64).log2(), *error);
-        match series.iter_mut().find(|s| s.name == *name) {
-            Some(series) => series.points.push(point),
-            None => {
-                let color = COLORS.get(series.len()).copied().unwrap_or(RGBColor(0, 0, 0));
-                series.push(Series { name: name.clone(), style: Style::line(color), points: vec![point], labels: Vec::new() });
+    let (random, captures): (Vec<_>, Vec<_>) = found.into_iter().partition(|f| f.0.starts_with("N(0, 1)") || f.0.starts_with("Q /"));
+    let panels: Vec<_> = [("random data", random), ("captures", captures)]
+        .into_iter()
+        .filter(|(_, found)| !found.is_empty())
+        .map(|(title, found)| {
+            let mut series: Vec<Series> = Vec::new();
+            for (name, tokens, error, _) in &found {
+                let point = ((*tokens as f64).log2(), *error);
+                match series.iter_mut().find(|s| s.name == *name) {
+                    Some(series) => series.points.push(point),
+                    None => {
+                        let color = COLORS.get(series.len()).copied().unwrap_or(RGBColor(0, 0, 0));
+                        series.push(Series { name: name.clone(), style: Style::line(color), points: vec![point], labels: Vec::new() });
+                    }
+                }
             }
-        }
-    }
-    (!series.is_empty()).then(|| {
-        let high = found.iter().fold(0.01, |high: f64, f| high.max(f.2));
-        let panel = Panel {
-            title: "dense".into(),
-            x: lengths(found.iter().map(|f| f.1)),
-            y: linear("relative error", 0.0, high, 5, |y| format!("{y:.3}")),
-            series,
-        };
-        let subtitle = format!("{}; against f64 attention on the same FP8 values, sampled rows", records.gpu().unwrap_or_default());
-        Figure::single("Attention: error by length", subtitle, (860, 360), panel)
+            let high = found.iter().fold(0.01, |high: f64, f| high.max(f.2));
+            let y = linear("relative error", 0.0, high, 5, |y| format!("{y:.3}"));
+            Panel { title: title.into(), x: lengths(found.iter().map(|f| f.1)), y, series }
+        })
+        .collect();
+    (!panels.is_empty()).then(|| {
+        let subtitle = format!("{}; dense; against f64 attention on the same FP8 values", records.gpu().unwrap_or_default());
+        Figure { title: "Attention: error by length".into(), subtitle, columns: 1, panel: (860, 280), panels }.draw()
     })
 }
