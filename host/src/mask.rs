@@ -201,6 +201,13 @@ impl BlockLists {
         }
     }
 
+    /// [`Self::density`] of every head.
+    pub fn head_densities(&self, geometry: &Geometry) -> Vec<f64> {
+        let visible = geometry.visible_pairs() as f64;
+        let kept = |head| (0..self.total_qb).map(|row| self.row(head, row).len() as u64).sum::<u64>() as f64;
+        (0..self.hq).map(|head| if visible == 0.0 { 1.0 } else { kept(head) / visible }).collect()
+    }
+
     fn rows(&self) -> impl Iterator<Item = &[i32]> {
         (0..self.hq).flat_map(move |head| (0..self.total_qb).map(move |row| self.row(head, row)))
     }

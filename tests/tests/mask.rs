@@ -40,6 +40,15 @@ fn a_mask_keeps_what_a_row_can_see() {
 }
 
 #[test]
+fn heads_have_densities_of_their_own() {
+    let geometry = geometry(true);
+    let rows: Vec<Vec<i32>> = [&[0, 1][..], &[0, 1, 2], &[0], &[0, 1], &[1], &[], &[0], &[]].iter().map(|row| row.to_vec()).collect();
+    let lists = BlockLists::from_rows(2, 4, 4, &rows).unwrap();
+    assert_eq!(lists.head_densities(&geometry), [1.0, 0.25]);
+    assert_eq!(lists.density(&geometry), 0.625);
+}
+
+#[test]
 fn equality_ignores_capacity_and_padding() {
     let (a, mut b) = (lists(&[&[0, 1], &[2]]), BlockLists::from_rows(1, 2, 9, &[vec![0, 1], vec![2]]).unwrap());
     b.lists[5] = 77;
