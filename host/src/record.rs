@@ -12,7 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// `attend`, `select`, `summarize_kv`, `probe_means` (the part of summarize_kv that the probe selector wants), `append_kv`,
-    /// `prefill` (summarize_kv, select and attend together), `host_plan` or `host_run` (host time of making a plan and of queueing a prefill on it), or `gemm` (a peer's matrix product).
+    /// `prefill` (summarize_kv, select and attend together), `host_plan` or `host_run` (host time of making a plan and of queueing a
+    /// prefill on it), or `gemm` (a peer's matrix product).
     pub bench: String,
     /// `cuda` or `cpu`.
     pub backend: String,

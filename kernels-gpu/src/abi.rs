@@ -271,7 +271,8 @@ pub struct SelectParams {
     pub reserved: i32,
 }
 
-/// `select_probe_means`: e4m3 means of every 8 keys of key blocks, all of them or those with new tokens. Grid (blocks, hkv), [`crate::config::probe_sel::MEANS_THREADS`] threads.
+/// `select_probe_means`: e4m3 means of every 8 keys of key blocks, all of them or those with new tokens. Grid (blocks, hkv),
+/// [`crate::config::probe_sel::MEANS_THREADS`] threads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ProbeMeansParams {

@@ -126,7 +126,8 @@ pub mod summarize_kv {
     pub const SMEM_BYTES: u32 = SCALES + BLOCK as u32 * 4;
 }
 
-/// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums.
+/// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums and one that hands the
+/// query sums over.
 pub mod select {
     use super::{HEAD_DIM, SUM_LEN};
     /// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums
@@ -154,11 +155,11 @@ pub mod select {
     pub const SUM_WARPS: u32 = SUM_THREADS / 32;
     /// Rows that one of the warpgroups sums at a time: each of them takes eight threads.
     pub const SUM_ROWS: u32 = 128 / 8;
-    /// Threads of a block: consumers, the warpgroups that sum, and the warpgroup of the warp that copies.
+    /// Threads of a block: consumers, the warpgroups that sum, and the warpgroup of the warps that copy and hand over.
     pub const THREADS: u32 = CONSUMER_THREADS + SUM_THREADS + 128;
     /// Registers a thread is launched with: a multiple of eight of which 896 threads fit in the 65,536 of a multiprocessor.
     pub const LAUNCH_REGS: u32 = 72;
-    /// Registers of a consumer: 64 accumulators, or 32 words of a row in top-k, and bookkeeping. ptxas puts accumulators behind
+    /// Registers of a consumer: 64 accumulators and bookkeeping; the bit planes of top-k take fewer. ptxas puts accumulators behind
     /// the first 24 and keeps two for itself: the next lower multiple of eight serialises the products.
     pub const CONSUMER_REGS: u32 = 96;
     /// Registers of a thread that sums: 16 sums, some codes, addresses.

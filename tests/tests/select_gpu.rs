@@ -205,9 +205,9 @@ fn strides_of_q_change_nothing(#[values(3, 4, 5, 7)] case: usize, #[values((1, 1
 
 /// Enough key blocks for clusters, for several chunks, and for several spans.
 #[rstest]
-#[case::two(&[(3000, 40_000), (260, 33_000)], (4, 2))]
-#[case::four(&[(5000, 70_000)], (8, 2))]
-#[case::four_of_a_ragged_batch(&[(700, 100_000), (300, 300), (200, 66_000)], (8, 1))]
+#[case::pairs(&[(3000, 40_000), (260, 33_000)], (4, 2))]
+#[case::pairs_of_a_larger_group(&[(5000, 70_000)], (8, 2))]
+#[case::pairs_of_a_ragged_batch(&[(700, 100_000), (300, 300), (200, 66_000)], (8, 1))]
 #[case::whole_span(&[(256, 131_072)], (4, 1))]
 #[case::two_spans(&[(300, 131_200)], (4, 1))]
 #[case::five_spans(&[(140, 600_000), (100, 100), (260, 200_000)], (4, 1))]
@@ -229,7 +229,7 @@ fn long_requests_are_exact(#[case] lengths: &[(i32, i32)], #[case] heads: (usize
 #[rstest]
 #[case::alone(&[(20_000, 20_000), (700, 1500), (2, 9000)])]
 #[case::in_pairs(&[(12_300, 33_000), (1, 100), (900, 1000)])]
-#[case::in_fours(&[(12_300, 66_000), (300, 300)])]
+#[case::in_pairs_of_longer_rows(&[(12_300, 66_000), (300, 300)])]
 fn several_strips_a_block_are_exact(#[case] lengths: &[(i32, i32)]) {
     let oam = OamConfig { qk_scale: 0.25, lambda: 0.0, count_empty_runs: false, round_bf16: false };
     let config = StemConfig { oam, ..choosy() };

@@ -28,7 +28,7 @@ impl Kernels {
         self.device.info().sm_count as usize
     }
 
-    /// Blocks of `select` that run at a time in clusters of 1, 2 and 4; 0 where the driver cannot tell.
+    /// Blocks of `select` that run at a time in clusters of 1 and of 2; 0 where the driver cannot tell.
     pub(super) fn select_blocks(&self) -> [usize; 2] {
         self.select_blocks
     }

@@ -124,8 +124,10 @@ mod tests {
     fn grids_have_room_for_every_block_and_stay_inside_the_limits() {
         assert!(grid(4, 0).is_empty());
         for count in [1, 7, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5, 65_536, 1 << 26] {
-            assert!(grid(4, count).validate("summarize_kv").is_ok(), "{count}");
-            let (rows, layers) = (count.min(ROWS), count.div_ceil(ROWS));
+            let launch = grid(4, count);
+            assert!(launch.validate("summarize_kv").is_ok(), "{count}");
+            let [heads, rows, layers] = launch.grid.map(|extent| extent as usize);
+            assert_eq!(heads, 4);
             assert!(rows * layers >= count && rows * (layers - 1) < count, "{count}");
         }
     }

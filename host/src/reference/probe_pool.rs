@@ -40,7 +40,8 @@ pub struct QueryMeans {
 /// twelve binades below a typical key, so the K scale serves the means too.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] for keys with a scale each; those of [`PagedKv::validate`] and [`ProbeConfig::validate`]; [`crate::Error::Value`] naming a table of the geometry.
+/// [`crate::Error::Unsupported`] for keys with a scale each; those of [`PagedKv::validate`] and [`ProbeConfig::validate`];
+/// [`crate::Error::Value`] naming a table of the geometry.
 pub fn key_means(kv: &PagedKv<'_>, geometry: &Geometry, config: &ProbeConfig) -> Result<KeyMeans> {
     config.validate()?;
     geometry.check()?;

@@ -237,8 +237,8 @@ unsafe fn multiply(acc: &mut [u32; 64], queries: SmemAddr, shared: Shared, step:
     }
 }
 
-/// Corrects the score rows of one query block if they were `scored`, joins those of several warps, and selects. One warp a query block; a warp without
-/// one returns at once.
+/// Corrects the score rows of one query block if they were `scored`, joins those of several warps, and selects. One warp a query
+/// block; a warp without one returns at once.
 ///
 /// # Safety
 /// Called by whole warps, converged; the score rows of the warpgroup, or of the pair, are complete since a barrier.

@@ -1,9 +1,10 @@
 //! `select_stem`: from FP8 queries and the summaries of the key blocks to the block lists that attention reads.
 //!
-//! One block of threads takes a strip of up to 32 query blocks of one head. Two warpgroups sum queries (each read once a span, by
-//! copies of their own), one warp copies key sums (each block of a cluster loads a part and sends it to all), four
-//! warpgroups multiply and, with the scores of the strip in shared memory, decide what each row keeps, a row a warp. Rows of
-//! more than 1,024 key blocks are scored a span at a time, and their scores go through device memory.
+//! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Two warpgroups sum queries (each
+//! read once a span, by copies of their own), one warp hands the sums over, one copies key sums (of a cluster of two each block
+//! loads a half and sends it to both), four warpgroups multiply and, with the scores of the strip in shared memory, decide what
+//! each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their scores go through
+//! device memory.
 //!
 //! What the kernel before it in the stream writes (key sums, norms) is read after `griddepcontrol.wait`; queries are not.
 

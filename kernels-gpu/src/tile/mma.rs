@@ -22,8 +22,8 @@ pub struct PendingScores([u32; 16]);
 /// P of 64 keys in e4m3, packed as A fragments: two 32-key steps of four registers.
 #[derive(Clone, Copy)]
 pub struct Probabilities(pub [u32; 8]);
-/// Accumulator of P V: 64 rows x 128 dimensions (column n is `layout::v_row(n)`), placed as `layout::accumulator_row/col` say, and in registers 64 and 66 the
-/// row sums of P, which eight rows of ones behind V^T make: numerator and denominator carry the same rounding.
+/// Accumulator of P V: 64 rows x 128 dimensions (column n is `layout::v_row(n)`), placed as `layout::accumulator_row/col` say, and in
+/// registers 64 and 66 the row sums of P, which eight rows of ones behind V^T make: numerator and denominator carry the same rounding.
 pub struct Product(pub [f32; 68]);
 /// A product whose wgmma has been issued and not waited for.
 pub struct PendingProduct([f32; 68]);

@@ -48,17 +48,6 @@ impl GroupSum {
         packed
     }
 
-    /// Stores the sum as 16 bf16 at `ptr`.
-    ///
-    /// # Safety
-    /// 32 writable bytes at `ptr`, 16-byte aligned, which no other thread uses.
-    #[inline(always)]
-    pub unsafe fn store(&self, ptr: u64) {
-        let packed = self.packed();
-        // SAFETY: the caller's obligation.
-        unroll!(H < 2 { unsafe { global::st_v4(ptr + 16 * H as u64, packed[H]) }; });
-    }
-
     /// Stores the sum at `to` ([`crate::layout::select::sum_offset`]) in shared memory.
     ///
     /// # Safety
