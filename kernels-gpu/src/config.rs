@@ -180,10 +180,13 @@ pub mod select {
     pub const SUM_BYTES: u32 = ROWS * STEP * 2;
     /// Stages of key sums: what is in flight hides the L2 latency and what the blocks of a cluster drift apart.
     pub const STAGES: u32 = 4;
-    /// Groups of query sums made ahead. They go into the groups of a block twice a power of two: every span finds the ring as the
-    /// first one did.
+    /// Groups of query sums made ahead.
     pub const SUM_STAGES: u32 = 2;
-    const _: () = assert!((super::GROUPS as u32).is_multiple_of(2 * SUM_STAGES));
+    /// Barriers of each kind that the groups of query sums go through. More than stages: a warp that has every fourth group only
+    /// would miss every other phase of two, and a parity cannot tell what comes after the next phase.
+    pub const SUM_TURNS: u32 = 4;
+    // Twice around: every span finds the barriers as the first one did.
+    const _: () = assert!((super::GROUPS as u32).is_multiple_of(2 * SUM_TURNS) && SUM_TURNS.is_multiple_of(SUM_STAGES));
     /// Stages of queries of one summing warpgroup, a group of [`SUM_ROWS`] rows each: one is summed while the next arrives.
     pub const QUERY_STAGES: u32 = 2;
     /// Groups of queries that each of them fetches into L2 ahead of the copies: with 16 KiB each, 128 KiB a multiprocessor, several
@@ -198,7 +201,9 @@ pub mod select {
 
     /// Where things lie in dynamic shared memory.
     pub mod smem {
-        use super::{CHUNK, CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES, SUMMERS};
+        use super::{
+            CHUNK, CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS,
+        };
         /// Stages of key sums.
         pub const RING: u32 = 0;
         /// Bytes of one.
@@ -216,14 +221,19 @@ pub mod select {
         pub const MOMENTS: u32 = BIAS + SPAN * 4;
         /// Bytes of an entry: two sums in f64.
         pub const MOMENT_BYTES: u32 = 16;
+        /// What the rows of the strip are: candidates, guards, budget.
+        pub const NOTES: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
+        /// Bytes of a row's.
+        pub const NOTE_BYTES: u32 = 16;
+        const _: () = assert!(ROWS == 32 && NOTES.is_multiple_of(16), "a lane notes a row, and it is read at once");
         /// Barriers of the ring: full, then empty ones.
-        pub const RING_BARRIERS: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
+        pub const RING_BARRIERS: u32 = NOTES + ROWS * NOTE_BYTES;
         /// Barriers of the query sums.
         pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * STAGES;
-        /// Barriers that complete when a group of query sums is written, one a stage.
-        pub const WRITTEN: u32 = SUM_BARRIERS + 16 * SUM_STAGES;
+        /// Barriers that complete when a group of query sums is written.
+        pub const WRITTEN: u32 = SUM_BARRIERS + 16 * SUM_TURNS;
         /// Barrier that completes when the consumers are done with the scores.
-        pub const DONE: u32 = WRITTEN + 8 * SUM_STAGES;
+        pub const DONE: u32 = WRITTEN + 8 * SUM_TURNS;
         /// Bytes of dynamic shared memory.
         pub const BYTES: u32 = DONE + 8;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");

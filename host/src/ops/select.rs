@@ -9,7 +9,8 @@ use float8::F8E4M3;
 use half::bf16;
 use stem_attn_kernels::abi::SelectParams;
 use stem_attn_kernels::config::select::{ROWS, SPAN, STEP, TILE};
-use stem_attn_kernels::config::{RUNS, SUM_LEN};
+use stem_attn_kernels::config::{GROUPS, RUNS, SUM_LEN};
+use stem_attn_kernels::layout::select::{Row, Rule};
 
 /// Block lists in device memory.
 #[derive(Clone, Copy, Debug)]
@@ -111,12 +112,47 @@ struct Shape {
     blocks: usize,
 }
 
+/// Clocks of a strip in which nothing but latency counts: statistics, look-ups, first queries, top-k.
+const STRIP_CLOCKS: usize = 15_000;
+/// Clocks of a unit of queries in a warpgroup that sums, of which a strip of 32 rows has one a group, and shorter ones fewer.
+const UNIT_CLOCKS: usize = 3_000;
+/// Clocks of the products of a strip with a key block, whatever its rows.
+const KEY_CLOCKS: usize = 80;
+
+/// Query blocks of a strip. Shorter ones are sooner done with their queries and more for the multiprocessors to share, but read
+/// the key sums more often. `chooses` tells which rows are scored, in order.
+fn strip_len(geometry: &Geometry, hq: usize, room: &Room, chooses: &[bool]) -> usize {
+    let clocks = |strip: usize| {
+        let scored = chooses.chunks(strip).filter(|rows| rows.contains(&true)).count();
+        let rounds = hq.saturating_mul(scored).div_ceil(room.sm_count.max(1));
+        let units = GROUPS * strip / ROWS as usize;
+        rounds.saturating_mul(STRIP_CLOCKS + (units * UNIT_CLOCKS).max(geometry.max_kb.saturating_mul(KEY_CLOCKS)))
+    };
+    // The first of equals: the longest.
+    [ROWS as usize, ROWS as usize / 2, LEAST_STRIP].into_iter().min_by_key(|strip| clocks(*strip)).unwrap_or(ROWS as usize)
+}
+
+/// The shortest strips there are.
+const LEAST_STRIP: usize = ROWS as usize / 4;
+
+/// Which rows have to choose, where the batch is so small that it matters; else nothing.
+fn choosing(geometry: &Geometry, hq: usize, sm_count: usize, config: &StemConfig) -> Vec<bool> {
+    if hq.saturating_mul(geometry.total_qb().div_ceil(ROWS as usize)) >= sm_count.saturating_mul(2) {
+        return Vec::new();
+    }
+    let (sink, window) = (config.sink.min(i32::MAX as u32) as i32, config.window.min(i32::MAX as u32) as i32);
+    let rows = geometry.query_blocks.iter().map(|block| {
+        let keys = geometry.requests.get(block.request as usize).map_or(0, |request| request.kb_len);
+        let row = Row::new(block.block, keys, geometry.causal, sink, window, matches!(config.guards, Guards::OnTop));
+        Rule { budget: block.budget, keep_all_ties: false, low_bit: 0 }.chooses(row)
+    });
+    rows.collect()
+}
+
 impl Shape {
-    fn of(geometry: &Geometry, hq: usize, group: usize, room: &Room, scratch: bool) -> Self {
+    fn of(geometry: &Geometry, hq: usize, group: usize, room: &Room, scratch: bool, chooses: &[bool]) -> Self {
         let items = |strip: usize| hq.saturating_mul(geometry.total_qb().div_ceil(strip));
-        let whole = ROWS as usize;
-        // A strip of half the length reads the key sums twice as often, but leaves no multiprocessor idle.
-        let strip = if items(whole) < room.sm_count { whole / 2 } else { whole };
+        let strip = strip_len(geometry, hq, room, chooses);
         // Sharing pays where key sums are most of the traffic; where they are not, waiting for each other costs more.
         // Clusters of four share more, but only 120 of an H200's 132 multiprocessors take part in them (its groups of
         // multiprocessors are no multiples of four): 5 % slower at 128 K.
@@ -153,7 +189,8 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
     args.lists.require_room(geometry)?;
     let (scores, score_stride, scratch) = args.scores.check(geometry, hq)?;
     let room = Room { sm_count: at.kernels.sm_count(), resident: at.kernels.select_blocks() };
-    let shape = Shape::of(geometry, hq, at.heads.group(), &room, scratch);
+    let chooses = choosing(geometry, hq, room.sm_count, config);
+    let shape = Shape::of(geometry, hq, at.heads.group(), &room, scratch, &chooses);
     if shape.blocks == 0 {
         // An empty tensor has no map.
         return Ok(());
@@ -239,7 +276,7 @@ fn sums_map(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<TensorMap> {
 
 /// Checks the grids that [`select`] may launch for a batch, whatever the GPU.
 pub(crate) fn check_grid(geometry: &Geometry, hq: usize) -> Result<()> {
-    let strips = geometry.total_qb().div_ceil(ROWS as usize / 2);
+    let strips = geometry.total_qb().div_ceil(LEAST_STRIP);
     Launch::grid(hq.saturating_mul(strips), 1, 1).validate("select")
 }
 
@@ -258,8 +295,10 @@ mod tests {
                 for (sm_count, resident) in [(78, [78, 78]), (114, [0; 2]), (132, [132, 132])] {
                     let geometry = geometry(tokens);
                     let scratch = geometry.max_kb > 1024;
-                    let Shape { strip, cluster, blocks } = Shape::of(&geometry, hq, hq / hkv, &Room { sm_count, resident }, scratch);
-                    assert!(strip == 16 || strip == 32);
+                    let chooses = vec![true; geometry.total_qb().min(400)];
+                    let room = Room { sm_count, resident };
+                    let Shape { strip, cluster, blocks } = Shape::of(&geometry, hq, hq / hkv, &room, scratch, &chooses);
+                    assert!([8, 16, 32].contains(&strip));
                     assert!(blocks > 0 && (hq / hkv) % cluster == 0, "{tokens}, {hq}/{hkv}");
                     // Items of a cluster are neighbouring heads of one window, also after a stride of the whole grid.
                     assert_eq!(hq % cluster, 0);
@@ -268,6 +307,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// 32 heads on 132 multiprocessors: short strips where there are few rows, none where they only read more keys.
+    #[test]
+    fn strips_are_as_short_as_pays() {
+        let room = Room { sm_count: 132, resident: [132, 132] };
+        let config = StemConfig { alpha: 0.7, ..StemConfig::preset(crate::config::Preset::Hpc) };
+        let strip = |tokens: i32, kv: i32| {
+            let geometry = Geometry::new(&[0, tokens], &[0, kv], &[kv], true, Some(&config)).expect("a batch");
+            strip_len(&geometry, 32, &room, &choosing(&geometry, 32, room.sm_count, &config))
+        };
+        assert_eq!([8192, 16_384, 32_768, 131_072].map(|n| strip(n, n)), [8, 32, 32, 32]);
+        assert_eq!(strip(4096, 4096), 32, "no row chooses");
+        assert_eq!(strip(8192, 131_072), 32, "products bind");
     }
 
     #[test]

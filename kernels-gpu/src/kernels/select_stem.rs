@@ -11,7 +11,7 @@
 use crate::abi::SelectParams;
 use crate::config::select::{
     CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, ROWS, SPAN, STAGES,
-    STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
+    STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
@@ -19,9 +19,9 @@ use crate::layout::select::{Row, sum_offset};
 use crate::pipeline::scores::{Consumer, Shared};
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
-use crate::ptx::{barrier, cluster, cp_async, fence, global, mbarrier, pdl, regs, smem, special, warp};
+use crate::ptx::{barrier, cluster, cp_async, fence, global, math, mbarrier, pdl, regs, smem, special, warp};
 use crate::tile::reduce::ValueTerm;
-use crate::tile::strip::{Span, Strip, Strips, wants_scores};
+use crate::tile::strip::{Span, Strip, Strips, noted, wants_scores};
 use crate::tile::sums::{GroupSum, NO_TOKEN, Queries};
 use crate::tile::topk::{DeviceScores, List, select_row};
 use crate::unroll;
@@ -54,7 +54,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
             shared.keys.init(1, CONSUMERS * blocks);
             shared.sums.init(1, CONSUMERS);
             let mut at = Turn::START;
-            unroll!(_S < 2 {
+            unroll!(_S < 4 {
                 mbarrier::init(shared.written(at), SUM_WARPS);
                 at = at.next();
             });
@@ -72,7 +72,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
             consume(p, shared, consumer);
         } else if warp_index < CONSUMER_WARPS + SUM_WARPS {
             regs::setmaxnreg_dec::<SUM_REGS>();
-            sum_queries(p, shared, (warp_index - CONSUMER_WARPS) / 4, thread % 128);
+            sum_queries(p, shared, warp_index - CONSUMER_WARPS, thread % 128);
         } else {
             regs::setmaxnreg_dec::<COPY_REGS>();
             if warp_index == CONSUMER_WARPS + SUM_WARPS {
@@ -137,12 +137,13 @@ unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane:
 }
 
 /// A warpgroup that sums queries: once a span, group by group. In strips of more than 16 rows each of the two takes every group, of
-/// the lower or of the higher rows; else it takes every other group. Thread (r, c) has bytes 16 c .. 16 c + 16 of the r-th row. It
+/// the lower or of the higher rows; in those of more than 8 it takes every other group; in others two of every four, of 8 rows each. Thread (r, c) has bytes 16 c .. 16 c + 16 of the r-th row. It
 /// copies them itself to shared memory, some groups ahead; of what other threads copy it reads only scales, which come from its
 /// own warp.
 #[inline(always)]
-unsafe fn sum_queries(p: &SelectParams, shared: Shared, summer: u32, thread: u32) {
-    let (r, chunk, lane) = (thread / 8, thread % 8, thread % 32);
+unsafe fn sum_queries(p: &SelectParams, shared: Shared, warp: u32, thread: u32) {
+    let summer = warp / 4;
+    let (chunk, lane) = (thread % 8, thread % 32);
     let mut strips = Strips::new(p);
     // SAFETY: barriers are initialised; a stage of the sums is waited for before it is overwritten, and one of the queries is
     // read by all of the warp before any of it starts the next copies to it.
@@ -150,19 +151,22 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, summer: u32, thread: u32
         while strips.any() {
             let strip = strips.current();
             strips.advance(&strip);
-            if !strip.has_scores(p, lane) {
+            let scored = strip.scored_rows(p, lane);
+            if scored == 0 {
                 continue;
             }
-            // 1 where the warpgroups share out the rows, 0 where they share out the groups.
-            let by_rows = (strip.rows > SUM_ROWS as i32) as u32;
-            let row = (r + summer * by_rows * SUM_ROWS) as i32;
+            // A warp's four rows are of one group.
+            let step = strip.groups_at_once();
+            let row_of = |thread: u32| ((summer * SUM_ROWS + thread / 8) & (SUMMERS * SUM_ROWS / step - 1)) as i32;
+            let row = row_of(thread);
+            let mut group = warp * step / SUM_WARPS;
             let (block, request) = strip.block(p, 0);
             let queries = Queries::new(p, &request, strip.head, chunk);
             let first = new_token(&request, (block.block + row) * BLOCK as i32);
-            let first = if row < strip.rows { first } else { NO_TOKEN };
+            // Rows whose scores nobody looks at get the sums of no token.
+            let first = if (row < strip.rows) & ((scored >> (row as u32 % 32)) & 1 != 0) { first } else { NO_TOKEN };
             let place = |group: u32| first + (group % GROUPS as u32) as i32;
-            let (groups, step) = (GROUPS as u32 * (strip.keys as u32).div_ceil(SPAN), SUMMERS - by_rows);
-            let mut group = summer * (1 - by_rows);
+            let groups = GROUPS as u32 * (strip.keys as u32).div_ceil(SPAN);
             let mut n = 0;
             queries.copy(place(group), thread, shared.queries(summer, 0));
             cp_async::commit();
@@ -183,13 +187,15 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, summer: u32, thread: u32
                 cp_async::wait::<{ QUERY_STAGES - 1 }>();
                 warp::sync();
                 let sum = GroupSum::of_stage(thread, shared.queries(summer, n));
-                // A span has an even number of passes over the ring: every strip finds it as the first one did.
-                let to = Turn::<SUM_STAGES>::at(group);
-                shared.sums.wait_empty(to);
-                sum.store_shared(shared.group(to).offset(sum_offset(r, chunk) + summer * by_rows * SUM_ROWS * 128));
+                // A span has an even number of passes over the ring: every strip finds it as the first one did. The stage is free
+                // when the group has been read that many before: its barrier is the one that comes as many after.
+                let to = Turn::<SUM_TURNS>::at(group);
+                shared.sums.wait_empty(Turn::at(group + SUM_STAGES));
+                let thread = math::here(thread as i32) as u32;
+                sum.store_shared(shared.group(to).offset(sum_offset(row_of(thread) as u32, thread % 8)));
                 // Which also says that the warp has read its queries.
                 warp::sync();
-                // Every stage is told as often: where the warpgroup has the group for itself, it speaks for the other, too.
+                // Every barrier is told as often: where fewer warps have the group, each speaks for more.
                 mbarrier::arrive_if(shared.written(to), (lane < step) as u32);
                 group = next;
                 n += 1;
@@ -202,7 +208,7 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, summer: u32, thread: u32
 /// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none.
 #[inline(always)]
 unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
-    let mut at = Turn::<SUM_STAGES>::START;
+    let mut at = Turn::<SUM_TURNS>::START;
     let mut strips = Strips::new(p);
     // SAFETY: barriers are initialised; the sums of a stage are written before its barrier completes, and not again before the
     // products have read them.
@@ -238,7 +244,8 @@ unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
     // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone.
     unsafe {
         while strips.any() {
-            let scored = strips.current().has_scores(p, special::tid_x_again() % 32);
+            let thread = special::tid_x_again();
+            let scored = strips.current().note_rows(p, shared.notes(), thread / 32, thread % 32);
             let mut first = if scored { 0 } else { strips.current().keys };
             while first < strips.current().keys {
                 if first > 0 {
@@ -300,7 +307,7 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
     // SAFETY: rows of the strip; the host has checked the extents of `scores`.
     unsafe {
         while r < strip.rows as u32 {
-            let (Row { count, .. }, _) = strip.row(p, r as i32);
+            let (Row { count, .. }, _) = noted(p, shared.notes(), r);
             let to = scores_at(p, strip, r) + span.first as u32 as u64 * 4;
             let from = shared.scores(r).0;
             let mut base = 0;
@@ -325,7 +332,7 @@ unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
     // same warp.
     unsafe {
         while r < strip.rows as u32 {
-            let (row, rule) = strip.row(p, r as i32);
+            let (row, rule) = noted(p, shared.notes(), r);
             let place = strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64;
             let list = List { at: p.lists + place * p.list_stride as u32 as u64 * 4, capacity: p.list_stride as u32 };
             let kept = if strip.keys <= SPAN as i32 {
@@ -340,5 +347,5 @@ unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
     }
 }
 
-const _: () = assert!(SUM_STAGES == 2, "barriers of the written sums");
+const _: () = assert!(SUM_TURNS == 4 && SUM_TURNS - SUM_STAGES == SUM_STAGES, "barriers of the written sums, and of those before");
 const _: () = assert!(HEAD_DIM == 128 && SUMMERS == 2 && ROWS == 2 * SUM_ROWS, "a row of 8 chunks, half of the rows a warpgroup");

@@ -160,17 +160,18 @@ impl Run {
         });
     }
 
-    /// Starts the copies of the scales of the run's keys: each twice, by two lanes.
+    /// Starts the copies of the scales of the run's keys, a lane each.
     ///
     /// # Safety
     /// As [`Run::copy`], for the strides of `p.k_token` and an f32 a token.
     #[inline(always)]
     unsafe fn copy_scales(&self, p: &SummarizeKvParams, head: i32, lane: u32, stage: SmemAddr) {
-        let r = lane % 16;
+        let r = lane % RUN as u32;
         let offset = scale_offset(&p.k_token.strides, self.slot.page, self.slot.in_page + r as i32, head);
         let bytes = if (r as i32) < self.tokens { 4 } else { 0 };
-        // SAFETY: forwarded.
-        unsafe { cp_async::copy_4(stage.offset((self.run * RUN as u32 + r) * 4), p.k_token.first.wrapping_add(offset as u64), bytes) };
+        let to = stage.offset((self.run * RUN as u32 + r) * 4);
+        // SAFETY: forwarded. The other half of the lanes has nothing to copy.
+        unsafe { cp_async::copy_4_if(to, p.k_token.first.wrapping_add(offset as u64), bytes, (lane < RUN as u32) as u32) };
     }
 }
 

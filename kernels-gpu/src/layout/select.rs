@@ -5,7 +5,7 @@ use crate::config::select::SUM_BYTES;
 
 /// Where the sum of row `row`, dimensions `16 * chunk ..` of a group, goes in the operand of one group of query sums, two steps of
 /// 64 dimensions in rows of 128 bytes with the 128-byte swizzle. The upper eight of the dimensions lie at the offset with bit 4
-/// flipped, row 16 further on 2,048 bytes higher.
+/// flipped.
 #[inline(always)]
 pub const fn sum_offset(row: u32, chunk: u32) -> u32 {
     chunk / 4 * SUM_BYTES + swizzle_128((row * 128 + chunk % 4 * 32) as usize) as u32
@@ -104,8 +104,7 @@ mod tests {
         let mut seen = vec![false; 2 * SUM_BYTES as usize];
         for row in 0..32u32 {
             for d in 0..128u32 {
-                let (low_row, high) = (row % 16, row / 16);
-                let at = (sum_offset(low_row, d / 16) ^ (d / 8 % 2 * 16)) + high * 2048 + d % 8 * 2;
+                let at = (sum_offset(row, d / 16) ^ (d / 8 % 2 * 16)) + d % 8 * 2;
                 let want = d / 64 * SUM_BYTES + swizzle_128((row * 128 + d % 64 * 2) as usize) as u32;
                 assert_eq!(at, want, "row {row}, dimension {d}");
                 assert!(!std::mem::replace(&mut seen[at as usize], true));

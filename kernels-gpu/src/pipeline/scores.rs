@@ -6,7 +6,9 @@
 
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
-use crate::config::select::{PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, STAGES, STEPS, SUM_BYTES, SUM_STAGES, TILE, TILE_BYTES, smem as map};
+use crate::config::select::{
+    PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, STAGES, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES, smem as map,
+};
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
 use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
 use crate::tile::strip::Span;
@@ -20,7 +22,7 @@ pub struct Shared {
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
     pub keys: Stages<STAGES>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
-    pub sums: Stages<SUM_STAGES>,
+    pub sums: Stages<SUM_TURNS>,
 }
 
 impl Shared {
@@ -39,13 +41,13 @@ impl Shared {
 
     /// A group of query sums.
     #[inline(always)]
-    pub fn group(self, at: Turn<SUM_STAGES>) -> SmemAddr {
-        self.base.offset(map::SUMS + at.stage() * 2 * SUM_BYTES)
+    pub fn group(self, at: Turn<SUM_TURNS>) -> SmemAddr {
+        self.base.offset(map::SUMS + at.stage() % SUM_STAGES * 2 * SUM_BYTES)
     }
 
     /// Barrier that completes when a group of query sums is written.
     #[inline(always)]
-    pub fn written(self, at: Turn<SUM_STAGES>) -> SmemAddr {
+    pub fn written(self, at: Turn<SUM_TURNS>) -> SmemAddr {
         self.base.offset(map::WRITTEN + at.stage() * 8)
     }
 
@@ -65,6 +67,12 @@ impl Shared {
     #[inline(always)]
     pub fn moments(self) -> SmemAddr {
         self.base.offset(map::MOMENTS)
+    }
+
+    /// What the rows of the strip are ([`crate::tile::strip::Strip::note_rows`]).
+    #[inline(always)]
+    pub fn notes(self) -> SmemAddr {
+        self.base.offset(map::NOTES)
     }
 
     /// Scores of row `r` of the strip. They lie over the ring.
@@ -110,7 +118,7 @@ impl Consumer {
     /// # Safety
     /// As [`Consumer::release_keys`].
     #[inline(always)]
-    unsafe fn release_sums(self, shared: Shared, at: Turn<SUM_STAGES>, on: u32) {
+    unsafe fn release_sums(self, shared: Shared, at: Turn<SUM_TURNS>, on: u32) {
         // SAFETY: forwarded.
         unsafe { mbarrier::arrive_if(shared.sums.empty(at), on & (self.thread == 0) as u32) }
     }
@@ -124,12 +132,15 @@ impl Consumer {
     #[inline(always)]
     unsafe fn multiply<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, at: u32) -> Products {
         let mut acc = [[0.0; 16]; 4];
-        let (mut keys, mut sums) = (Turn::at(at), Turn::START);
-        let (mut keys_before, mut sums_before) = (keys, sums);
+        let mut keys = Turn::at(at);
+        let mut keys_before = keys;
         let mut step = 0;
         // SAFETY: stages are waited for before they are read, and given back when the products on them are complete.
         unsafe {
             while step < STEPS {
+                // Of the step's number, which is kept anyway: registers are short.
+                let group = step / 2;
+                let sums = Turn::at(group);
                 shared.sums.wait_full(sums);
                 unroll!(H < 2 {
                     let q = descriptor_k128(shared.group(sums).offset(H as u32 * SUM_BYTES).0);
@@ -149,21 +160,19 @@ impl Consumer {
                             let first = ((step == 0) & (H == 0) & (C == 0)) as u32;
                             self.release_keys(shared, keys_before, 1 - first);
                             if H == 0 && C == 0 {
-                                self.release_sums(shared, sums_before, 1 - first);
+                                self.release_sums(shared, Turn::at(group.wrapping_sub(1)), 1 - first);
                             }
                             keys_before = keys;
                             keys = keys.next();
                         }
                     });
                 });
-                sums_before = sums;
-                sums = sums.next();
                 step += 2;
             }
             wgmma::wait::<0>();
             unroll!(C < 4 { if C < TILES { wgmma::keep(&mut acc[C]); } });
             self.release_keys(shared, keys_before, 1);
-            self.release_sums(shared, sums_before, 1);
+            self.release_sums(shared, Turn::at(STEPS / 2 - 1), 1);
         }
         acc
     }

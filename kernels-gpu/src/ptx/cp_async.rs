@@ -16,6 +16,22 @@ pub unsafe fn copy_4(dst: SmemAddr, src: u64, bytes: u32) {
     unsafe { asm!("cp.async.ca.shared.global [{}], [{}], 4, {};", in(reg32) dst.0, in(reg64) src, in(reg32) bytes) };
 }
 
+/// As [`copy_4`], where `on` is 1; nothing where it is 0. Predicated: a branch has no place near warp-wide instructions.
+/// PTX: `@p cp.async.ca.shared.global [dst], [src], 4, bytes`. Called by any thread.
+///
+/// # Safety
+/// As [`copy_4`], where `on` is 1.
+#[inline(always)]
+pub unsafe fn copy_4_if(dst: SmemAddr, src: u64, bytes: u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {}, 0;", "@p cp.async.ca.shared.global [{}], [{}], 4, {}; }}",
+            in(reg32) on, in(reg32) dst.0, in(reg64) src, in(reg32) bytes
+        )
+    };
+}
+
 /// Starts a copy of the first `bytes` (0 or 16) of the 16 bytes at device address `src` to `dst`, past L1; the rest become zeros.
 /// PTX: `cp.async.cg.shared.global [dst], [src], 16, bytes`. Called by any thread.
 ///

@@ -7,9 +7,11 @@
 //! than the items goes over them to and fro, so that the block with the longest item of a round has the shortest of the next.
 
 use crate::abi::{QueryBlock, Request, SelectParams};
-use crate::config::select::{CHUNK, SPAN, TILE};
+use crate::config::select::smem::NOTE_BYTES;
+use crate::config::select::{CHUNK, CONSUMER_WARPS, SPAN, TILE};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
-use crate::ptx::{special, warp};
+use crate::ptx::{SmemAddr, smem, special, warp};
+use crate::unroll;
 
 /// Some query blocks of one request and head. What else there is to know of them is looked up where it is needed: registers
 /// are short around the products.
@@ -23,6 +25,8 @@ pub struct Strip {
     pub rows: i32,
     /// Key blocks that the last row may see; no row sees more.
     pub keys: i32,
+    /// Key blocks of the request.
+    kb_len: i32,
     /// Whether it is the last of its window.
     ends_window: bool,
 }
@@ -86,7 +90,7 @@ impl<'a> Strips<'a> {
             // At least one row: the first block is the request's.
             let rows = uniform(smaller(end, request.qb_start + request.qb_len) - first);
             let keys = uniform(if p.causal != 0 { smaller(block + rows, request.kb_len) } else { request.kb_len });
-            Strip { head, first, rows, keys, ends_window: first + rows >= end }
+            Strip { head, first, rows, keys, kb_len: request.kb_len, ends_window: first + rows >= end }
         }
     }
 
@@ -120,30 +124,75 @@ impl Strip {
         }
     }
 
-    /// Candidates and guards of row `r`, and what it keeps.
-    ///
-    /// # Safety
-    /// As [`Strip::block`].
-    #[inline(always)]
-    pub unsafe fn row(&self, p: &SelectParams, r: i32) -> (Row, Rule) {
-        // SAFETY: forwarded.
-        let (block, request) = unsafe { self.block(p, r) };
-        let row = Row::new(block.block, request.kb_len, p.causal != 0, p.sink, p.window, p.guards_on_top != 0);
-        let low_bit = if p.round_bf16 != 0 { BF16_LOW_BIT } else { 0 };
-        (row, Rule { budget: block.budget, keep_all_ties: p.keep_all_ties != 0, low_bit })
-    }
-
     /// Whether anybody asks for the strip's scores: some row has to choose, or the caller wants them.
     ///
     /// # Safety
     /// A whole warp calls it, converged; the strip is one of `p`'s.
     #[inline(always)]
     pub unsafe fn has_scores(&self, p: &SelectParams, lane: u32) -> bool {
-        let r = if (lane as i32) < self.rows { lane as i32 } else { 0 };
-        // SAFETY: forwarded; a strip has at most 32 rows.
+        // SAFETY: forwarded.
+        unsafe { self.scored_rows(p, lane) != 0 }
+    }
+
+    /// The rows of which somebody asks for scores, bit r for row r.
+    ///
+    /// # Safety
+    /// As [`Strip::has_scores`].
+    #[inline(always)]
+    pub unsafe fn scored_rows(&self, p: &SelectParams, lane: u32) -> u32 {
+        // SAFETY: forwarded.
         unsafe {
-            let (row, rule) = self.row(p, r);
-            warp::any((rule.chooses(row) | wants_scores(p)) as u32)
+            let (row, rule) = self.lane_row(p, lane);
+            warp::ballot(self.asks(p, row, rule, lane))
+        }
+    }
+
+    /// Candidates and guards of row `lane`, and what it keeps; anything where the strip has not as many.
+    ///
+    /// # Safety
+    /// The strip is one of `p`'s.
+    #[inline(always)]
+    unsafe fn lane_row(&self, p: &SelectParams, lane: u32) -> (Row, Rule) {
+        // Of whatever request: the load need not wait for how many rows there are, nor another one for the request.
+        let at = smaller(self.first + lane as i32, p.total_qb - 1);
+        // SAFETY: one of the batch's query blocks.
+        let block = unsafe { *(p.query_blocks as *const QueryBlock).offset(at as isize) };
+        let row = Row::new(block.block, self.kb_len, p.causal != 0, p.sink, p.window, p.guards_on_top != 0);
+        (row, rule(p, block.budget))
+    }
+
+    /// Whether somebody asks for the scores of row `lane`.
+    #[inline(always)]
+    fn asks(&self, p: &SelectParams, row: Row, rule: Rule, lane: u32) -> u32 {
+        ((rule.chooses(row) | wants_scores(p)) & ((lane as i32) < self.rows)) as u32
+    }
+
+    /// As [`Strip::has_scores`], and leaves the warp's own rows, `warp` and every [`CONSUMER_WARPS`]-th after it, at `notes` for
+    /// [`noted`]: all of them are looked up at once, before the products, rather than one after another behind them.
+    ///
+    /// # Safety
+    /// As [`Strip::has_scores`]; nobody but this warp uses the entries of its rows.
+    #[inline(always)]
+    pub unsafe fn note_rows(&self, p: &SelectParams, notes: SmemAddr, warp: u32, lane: u32) -> bool {
+        // SAFETY: forwarded; there is an entry for every lane. The warp meets before its lanes read what others have stored.
+        unsafe {
+            let (row, rule) = self.lane_row(p, lane);
+            let mine = (lane % CONSUMER_WARPS == warp) as u32;
+            let entry = [row.count, row.first_free, row.end_free, rule.budget];
+            unroll!(W < 4 { smem::st_u32_if(notes.offset(lane * NOTE_BYTES + 4 * W as u32), entry[W] as u32, mine); });
+            let scored = warp::any(self.asks(p, row, rule, lane));
+            warp::sync();
+            scored
+        }
+    }
+
+    /// Groups whose queries are summed at a time: of all rows there is room for one, of 16 for two, of 8 for four.
+    #[inline(always)]
+    pub fn groups_at_once(&self) -> u32 {
+        match self.rows {
+            ..=8 => 4,
+            9..=16 => 2,
+            _ => 1,
         }
     }
 
@@ -152,6 +201,23 @@ impl Strip {
     pub fn span(&self, first: i32) -> Span {
         Span { first, count: smaller(self.keys - first, SPAN as i32) }
     }
+}
+
+/// Row `r` of the present strip as its warp noted it.
+///
+/// # Safety
+/// The calling warp has noted it ([`Strip::note_rows`]).
+#[inline(always)]
+pub unsafe fn noted(p: &SelectParams, notes: SmemAddr, r: u32) -> (Row, Rule) {
+    // SAFETY: forwarded.
+    let [count, first_free, end_free, budget] = unsafe { smem::ld_v4(notes.offset(r * NOTE_BYTES)) }.map(|x| x as i32);
+    (Row { count, first_free, end_free, guards_rank: p.guards_on_top == 0 }, rule(p, budget))
+}
+
+/// The rule of a row with this budget.
+#[inline(always)]
+fn rule(p: &SelectParams, budget: i32) -> Rule {
+    Rule { budget, keep_all_ties: p.keep_all_ties != 0, low_bit: if p.round_bf16 != 0 { BF16_LOW_BIT } else { 0 } }
 }
 
 /// Whether the caller wants all scores.
