@@ -8,7 +8,7 @@
 
 use crate::abi::{AttendParams, QueryBlock, Request};
 use crate::config::BLOCK;
-use crate::ptx::{SmemAddr, math, smem, special, warp};
+use crate::ptx::{SmemAddr, global, math, smem, special, warp};
 
 /// One item as the producer sees it.
 #[derive(Clone, Copy)]
@@ -39,6 +39,44 @@ pub fn item(p: &AttendParams, k: u32) -> Option<u32> {
     if n < p.hq as u32 * p.total_qb as u32 { Some(n) } else { None }
 }
 
+/// Asks for what the look-up of the block's first item reads, where `on` is not 0: one miss instead of one after the other. Only
+/// into L2, so what a kernel still running is about to write does no harm.
+///
+/// # Safety
+/// As [`Item::locate`]; the block has an item.
+#[inline(always)]
+pub unsafe fn prefetch_first(p: &AttendParams, on: u32) {
+    // SAFETY: forwarded from the caller; a batch with a query block has a first request, which is a guess.
+    unsafe {
+        let (head, index) = split(p, special::ctaid_x());
+        let at = list_index(p, head, index);
+        let listed = on & (p.lists != 0) as u32;
+        global::prefetch_if(p.query_blocks + index as u32 as u64 * size_of::<QueryBlock>() as u64, on);
+        global::prefetch_if(p.requests, on);
+        global::prefetch_if(p.counts + at as u64 * 4, listed);
+        global::prefetch_if(p.lists + at as u64 * p.list_stride as u32 as u64 * 4, listed);
+        global::prefetch_if(p.k_scale, on);
+        global::prefetch_if(p.v_scale, on);
+    }
+}
+
+/// Head and query block of item `n`.
+///
+/// # Safety
+/// As [`Item::locate`].
+#[inline(always)]
+unsafe fn split(p: &AttendParams, n: u32) -> (i32, i32) {
+    // SAFETY: the host checked it.
+    unsafe { core::hint::assert_unchecked(p.hq > 0) };
+    ((n % p.hq as u32) as i32, p.total_qb - 1 - (n / p.hq as u32) as i32)
+}
+
+/// Which list is that of query block `index` and head `head`.
+#[inline(always)]
+fn list_index(p: &AttendParams, head: i32, index: i32) -> i64 {
+    (head as u32 as i64) * (p.total_qb as u32 as i64) + index as i64
+}
+
 impl Item {
     /// Looks item `n` up.
     ///
@@ -48,12 +86,11 @@ impl Item {
     pub unsafe fn locate(p: &AttendParams, n: u32) -> Self {
         // SAFETY: forwarded from the caller.
         unsafe {
-            core::hint::assert_unchecked(p.hq > 0 && p.group > 0);
-            let head = (n % p.hq as u32) as i32;
-            let index = p.total_qb - 1 - (n / p.hq as u32) as i32;
+            core::hint::assert_unchecked(p.group > 0);
+            let (head, index) = split(p, n);
             let row = *(p.query_blocks as *const QueryBlock).add(index as usize);
             let request = *(p.requests as *const Request).add(row.request as usize);
-            let at = (head as u32 as i64) * (p.total_qb as u32 as i64) + index as i64;
+            let at = list_index(p, head, index);
             // Up to the diagonal, or, where the calls are not causal (2^30 blocks further), up to the end.
             let visible = (row.block + 1 + ((1 - math::here(p.causal)) << 30)).min(request.kb_len);
             let (count, list) = if p.lists == 0 {
