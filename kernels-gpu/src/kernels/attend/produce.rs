@@ -77,10 +77,11 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
         let work = Item::locate(p, n);
         let any = (work.count > 0) as u32;
         shared.q.wait_empty(at);
-        shared.slot(at).fill(p, &work, leader);
-        warp::sync();
-        mbarrier::expect_tx_if(shared.q.full(at), any * TILE, leader);
+        // The copy first, then the slot, which takes a look-up more: the phase cannot end before it has been announced.
         tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], leader & any);
+        shared.slot(at).fill(p, &work, leader);
+        mbarrier::expect_tx_if(shared.q.full(at), any * TILE, leader);
+        warp::sync();
     }
 }
 
