@@ -5,7 +5,7 @@ use crate::abi::AttendParams;
 use crate::config::attend::{PREPARERS, Q_STAGES};
 use crate::config::{BLOCK, HEAD_DIM};
 use crate::pipeline::ring::Cursor;
-use crate::pipeline::work::{Item, Slot, item};
+use crate::pipeline::work::{Item, Place, Slot, item};
 use crate::ptx::tma::TensorMapPtr;
 use crate::ptx::{fence, global, math, mbarrier, smem, special, tma, warp};
 use crate::tile::shrink::shrink_row;
@@ -100,7 +100,7 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
 unsafe fn row_scale(p: &AttendParams, slot: Slot, row: i32) -> f32 {
     // SAFETY: forwarded from the caller.
     unsafe {
-        let ([tile_row, from, to], (head, _)) = (slot.rows(), slot.head());
+        let Place { tile_row, rows: [from, to], head } = slot.place();
         core::hint::assert_unchecked(p.group > 0);
         let k = *(p.k_scale as *const f32).offset((head / p.group * math::here(p.k_scale_stride)) as isize) * p.softmax_scale_log2;
         let there = (row >= from) & (row < to);
