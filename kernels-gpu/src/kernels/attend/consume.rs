@@ -32,9 +32,8 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
         let mut scores = issue_first(shared, wg, k, stage, [Scores::zero(), Scores::zero()]).landed();
         loop {
             let at = Cursor::at(k);
-            let mut output = Output::zero();
+            let (mut output, mut rest);
             let mut bias = [0.0; 2];
-            let mut rest = ([0.0; 2], PendingProduct::zero());
             // Stage of the last V tile, which is given back when its product has landed.
             let mut last = None;
             if count > 0 {
@@ -44,6 +43,7 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                 let (softmax_scale, keys) = keys.split([scale(scales), scale(scales.offset(32))]);
                 let mut softmax = OnlineSoftmax::new(softmax_scale);
                 let limit = shared.slot(at).limits(p.causal != 0, row as i32);
+                output = Output::zero();
                 rest = walk(
                     shared,
                     keys,
@@ -60,6 +60,8 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                 bias = softmax.bias();
                 last = Some(Cursor::at(stage + count));
                 stage += count + 1;
+            } else {
+                (output, rest) = (Output::nothing(), ([0.0; 2], PendingProduct::nothing()));
             }
             count = announced(p, shared, k + 1, stage);
             // Also where nothing comes, or no keys: nobody looks at the scores then, and products on a condition would be serialised.
