@@ -80,7 +80,7 @@ pub fn any() -> f32 {
     x
 }
 
-/// 0, put into its register here: ptxas otherwise does it ahead of the branch that leads here. PTX: `mov.f32 d, 0`. Called by any thread.
+/// 0, put into its register here and not, as a constant would be, on every way that leads here or away. PTX: `mov.f32 d, 0`. Called by any thread.
 #[inline(always)]
 pub fn zero_here() -> f32 {
     let x: f32;

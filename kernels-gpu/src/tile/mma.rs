@@ -160,19 +160,13 @@ impl Product {
 }
 
 impl Output {
-    /// All zeros.
+    /// All zeros, made once where this is called: of constants ptxas makes a set for every way that leads from here.
     #[inline(always)]
     pub fn zero() -> Self {
-        Self { rows: [0.0; 64], sum: [0.0; 2] }
-    }
-
-    /// The same, for the way that is hardly ever taken.
-    #[inline(always)]
-    pub fn nothing() -> Self {
         let zeros = each(math::zero_here);
-        let mut output = Self::zero();
-        unroll!(I < 16 { unroll!(J < 4 { output.rows[4 * I + J] = zeros[4 * I + J]; }); });
-        output
+        let mut rows = [0.0; 64];
+        unroll!(I < 16 { unroll!(J < 4 { rows[4 * I + J] = zeros[4 * I + J]; }); });
+        Self { rows, sum: [0.0; 2] }
     }
 
     /// `self = self * factor + product` for the thread's two rows: a rescale that is due and the flush in one FMA. The FP8

@@ -61,7 +61,7 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                 last = Some(Cursor::at(stage + count));
                 stage += count + 1;
             } else {
-                (output, rest) = (Output::nothing(), ([0.0; 2], PendingProduct::nothing()));
+                (output, rest) = (Output::zero(), ([0.0; 2], PendingProduct::nothing()));
             }
             count = announced(p, shared, k + 1, stage);
             // Also where nothing comes, or no keys: nobody looks at the scores then, and products on a condition would be serialised.
