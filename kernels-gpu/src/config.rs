@@ -80,6 +80,7 @@ pub mod attend {
         pub const KEY_SCALES: u32 = BYTES;
         /// Bytes of dynamic shared memory with scales of single keys.
         pub const BYTES_TOKEN_SCALES: u32 = KEY_SCALES + STAGES * 128 * 4 + 16 * STAGES;
+        const _: () = assert!((WORK + 512).is_multiple_of(16) && WORK_STAGE.is_multiple_of(16), "slots are read by fours");
         const _: () = assert!(KEY_SCALES.is_multiple_of(16), "scales are written by fours and read in pairs");
         const _: () = assert!(BYTES_TOKEN_SCALES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }

@@ -69,3 +69,22 @@ pub fn here(x: i32) -> i32 {
     unsafe { core::arch::asm!("// here {0}", inout(reg32) x, options(nomem, nostack)) };
     x
 }
+
+/// Any value: what the register happens to hold. For what is overwritten before it counts; a zero would cost an instruction. Emits
+/// nothing but a comment. Called by any thread.
+#[inline(always)]
+pub fn any() -> f32 {
+    let x: f32;
+    // SAFETY: no instruction; every bit pattern is an f32.
+    unsafe { core::arch::asm!("// any {0}", out(reg32) x, options(nomem, nostack)) };
+    x
+}
+
+/// 0, put into its register here and not, as a constant would be, on every way that leads here or away. PTX: `mov.f32 d, 0`. Called by any thread.
+#[inline(always)]
+pub fn zero_here() -> f32 {
+    let x: f32;
+    // SAFETY: a move.
+    unsafe { core::arch::asm!("mov.f32 {0}, 0f00000000;", out(reg32) x, options(nomem, nostack)) };
+    x
+}

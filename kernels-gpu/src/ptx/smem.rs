@@ -182,6 +182,28 @@ pub unsafe fn st_v4(at: SmemAddr, value: [u32; 4]) {
     }
 }
 
+/// Where `on` is not 0, stores 128 bits. PTX: `@p st.shared.v4.u32 [a], {v0, v1, v2, v3}`. Called by a thread, or by a warp with some
+/// lanes `on`.
+///
+/// # Safety
+/// As [`st_v4`], for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn st_v4_if(at: SmemAddr, value: [u32; 4], on: u32) {
+    let [a, b, c, d] = value;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; @p st.shared.v4.u32 [{at}], {{{a}, {b}, {c}, {d}}}; }}",
+            at = in(reg32) at.0,
+            a = in(reg32) a,
+            b = in(reg32) b,
+            c = in(reg32) c,
+            d = in(reg32) d,
+            on = in(reg32) on,
+        );
+    }
+}
+
 /// Sets bits of 32 atomically. PTX: `red.shared.or.b32 [a], v`. Called by any thread.
 ///
 /// # Safety

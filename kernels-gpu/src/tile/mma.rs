@@ -6,6 +6,7 @@
 
 use crate::layout::descriptor_k128;
 use crate::ptx::SmemAddr;
+use crate::ptx::math;
 use crate::ptx::wgmma;
 use crate::unroll;
 
@@ -47,8 +48,8 @@ impl PendingScores {
 impl PendingProduct {
     /// One that adds nothing.
     #[inline(always)]
-    pub fn zero() -> Self {
-        Self([0.0; 68])
+    pub fn nothing() -> Self {
+        Self(each(math::zero_here))
     }
 
     /// # Safety
@@ -57,6 +58,15 @@ impl PendingProduct {
     pub unsafe fn landed(self) -> Product {
         Product(self.0)
     }
+}
+
+/// A product's registers, each from a call of its own. (`from_fn` would put them into local memory.)
+#[inline(always)]
+fn each(register: impl Fn() -> f32) -> [f32; 68] {
+    let mut all = [0.0; 68];
+    unroll!(I < 16 { unroll!(J < 4 { all[4 * I + J] = register(); }); });
+    unroll!(J < 4 { all[64 + J] = register(); });
+    all
 }
 
 /// The 64 rows of the Q tile at `q` that are consumer `wg`'s.
@@ -129,10 +139,10 @@ impl Product {
         Self(self.0)
     }
 
-    /// All zeros.
+    /// Registers for a product that starts anew.
     #[inline(always)]
-    pub fn zero() -> Self {
-        Self([0.0; 68])
+    pub fn any() -> Self {
+        Self(each(math::any))
     }
 
     /// Brings the thread's two rows to another bias.
@@ -150,10 +160,13 @@ impl Product {
 }
 
 impl Output {
-    /// All zeros.
+    /// All zeros, made once where this is called: of constants ptxas makes a set for every way that leads from here.
     #[inline(always)]
     pub fn zero() -> Self {
-        Self { rows: [0.0; 64], sum: [0.0; 2] }
+        let zeros = each(math::zero_here);
+        let mut rows = [0.0; 64];
+        unroll!(I < 16 { unroll!(J < 4 { rows[4 * I + J] = zeros[4 * I + J]; }); });
+        Self { rows, sum: [0.0; 2] }
     }
 
     /// `self = self * factor + product` for the thread's two rows: a rescale that is due and the flush in one FMA. The FP8

@@ -5,7 +5,7 @@ use super::walk::walk;
 use crate::abi::AttendParams;
 use crate::pipeline::key_scales::{KeyScales, RowScales};
 use crate::pipeline::ring::Cursor;
-use crate::pipeline::work::{Slot, item};
+use crate::pipeline::work::{Place, Slot, item};
 use crate::ptx::{math, smem, special, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
 use crate::tile::mma::{FIRST, Output, PendingProduct, PendingScores, SECOND, Scores, issue_qk, q_rows};
@@ -32,9 +32,8 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
         let mut scores = issue_first(shared, wg, k, stage, [Scores::zero(), Scores::zero()]).landed();
         loop {
             let at = Cursor::at(k);
-            let mut output = Output::zero();
+            let (mut output, mut rest);
             let mut bias = [0.0; 2];
-            let mut rest = ([0.0; 2], PendingProduct::zero());
             // Stage of the last V tile, which is given back when its product has landed.
             let mut last = None;
             if count > 0 {
@@ -43,8 +42,8 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                 let scale = |at| math::fmax(math::fmin(smem::ld_f32(at), LARGEST_SCALE), SMALLEST_SCALE);
                 let (softmax_scale, keys) = keys.split([scale(scales), scale(scales.offset(32))]);
                 let mut softmax = OnlineSoftmax::new(softmax_scale);
-                let slot = shared.slot(at);
-                let limit = [slot.limit(p.causal != 0, row as i32), slot.limit(p.causal != 0, row as i32 + 8)];
+                let limit = shared.slot(at).limits(p.causal != 0, row as i32);
+                output = Output::zero();
                 rest = walk(
                     shared,
                     keys,
@@ -61,6 +60,8 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
                 bias = softmax.bias();
                 last = Some(Cursor::at(stage + count));
                 stage += count + 1;
+            } else {
+                (output, rest) = (Output::zero(), ([0.0; 2], PendingProduct::nothing()));
             }
             count = announced(p, shared, k + 1, stage);
             // Also where nothing comes, or no keys: nobody looks at the scores then, and products on a condition would be serialised.
@@ -175,8 +176,7 @@ unsafe fn write(p: &AttendParams, slot: Slot, output: &Output, bias: [f32; 2]) {
         let tid = special::tid_x_again();
         let sum = [quad_sum(output.sum[0]), quad_sum(output.sum[1])];
         let row = tile_row(tid / 128 - 1, tid % 128) as i32;
-        let [tile_row, from, to] = slot.rows();
-        let (head, v_scale) = slot.head();
+        let (Place { tile_row, rows: [from, to], head }, v_scale) = (slot.place(), slot.v_scale());
         let valid = |row: i32| row >= from && row < to;
         let rows = RowPair { first: (tile_row + row) as i64, valid: [valid(row), valid(row + 8)], token_stride: p.out_rows.token };
         // A row that sees no key has sum 0: zeros, and a log-sum-exp of minus infinity.

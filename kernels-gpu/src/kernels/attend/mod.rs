@@ -15,7 +15,7 @@ use crate::config::attend::{CONSUMER_REGS, CONSUMERS, PREPARERS, PRODUCER_REGS, 
 use crate::config::{BLOCK, TILE_BYTES};
 use crate::pipeline::key_scales::{KeyScales, NoScales};
 use crate::pipeline::ring::{Cursor, Ring};
-use crate::pipeline::work::Slot;
+use crate::pipeline::work::{Slot, prefetch_first};
 use crate::ptx::SmemAddr;
 use crate::ptx::tma::{TensorMap, TensorMapPtr};
 use crate::ptx::{barrier, fence, mbarrier, pdl, regs, smem, special, tma, warp};
@@ -91,6 +91,12 @@ pub(super) unsafe fn attend<S: KeyScales>(p: &AttendParams, keys: S, q_map: Tens
     // the uniform registers with all that follows from it (descriptors, stages): 15 moves a tile less.
     // SAFETY: all threads of the block call it.
     let warpgroup = unsafe { warp::shfl_idx_u32(tid / 128, 0) };
+    // SAFETY: maps of the launch; the host has checked the arrays.
+    unsafe {
+        tma::prefetch_map_if(k_map, (tid == 32) as u32);
+        tma::prefetch_map_if(q_map, (tid == 64) as u32);
+        prefetch_first(p, (tid == 96) as u32);
+    }
     if tid == 0 {
         // SAFETY: one thread, before the block barrier below.
         unsafe {

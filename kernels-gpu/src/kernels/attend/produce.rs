@@ -5,9 +5,9 @@ use crate::abi::AttendParams;
 use crate::config::attend::{PREPARERS, Q_STAGES};
 use crate::config::{BLOCK, HEAD_DIM};
 use crate::pipeline::ring::Cursor;
-use crate::pipeline::work::{Item, Slot, item};
+use crate::pipeline::work::{Item, Place, Slot, item};
 use crate::ptx::tma::TensorMapPtr;
-use crate::ptx::{fence, math, mbarrier, smem, special, tma, warp};
+use crate::ptx::{fence, global, math, mbarrier, smem, special, tma, warp};
 use crate::tile::shrink::shrink_row;
 
 /// The producer warp: K and V of all items of the block.
@@ -77,10 +77,17 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
         let work = Item::locate(p, n);
         let any = (work.count > 0) as u32;
         shared.q.wait_empty(at);
-        shared.slot(at).fill(p, &work, leader);
-        warp::sync();
-        mbarrier::expect_tx_if(shared.q.full(at), any * TILE, leader);
+        // The copy first, then the slot, which takes a look-up more: the phase cannot end before it has been announced.
         tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], leader & any);
+        // Its rows' scales meanwhile come as far as L2.
+        let mut row = special::lane_id();
+        while row < BLOCK as u32 {
+            global::prefetch_if(q_scale_at(p, work.head, work.tile_row(), work.rows(), row as i32), 1);
+            row += 32;
+        }
+        shared.slot(at).fill(p, &work, leader);
+        mbarrier::expect_tx_if(shared.q.full(at), any * TILE, leader);
+        warp::sync();
     }
 }
 
@@ -93,16 +100,22 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
 unsafe fn row_scale(p: &AttendParams, slot: Slot, row: i32) -> f32 {
     // SAFETY: forwarded from the caller.
     unsafe {
-        let ([tile_row, from, to], (head, _)) = (slot.rows(), slot.head());
+        let Place { tile_row, rows: [from, to], head } = slot.place();
         core::hint::assert_unchecked(p.group > 0);
         let k = *(p.k_scale as *const f32).offset((head / p.group * math::here(p.k_scale_stride)) as isize) * p.softmax_scale_log2;
         let there = (row >= from) & (row < to);
-        let row = if row < from { from } else { row };
-        let row = if row < to { row } else { to - 1 };
-        let at = (tile_row + row) as u32 as i64 * math::here(p.hq) as u32 as i64 + head as u32 as i64;
-        let scale = *(p.q_scale as *const f32).offset(at as isize) * k;
+        let scale = *(q_scale_at(p, head, tile_row, [from, to], row) as *const f32) * k;
         if there { scale } else { 0.0 }
     }
+}
+
+/// Address of the scale of row `row` of a tile, or of the nearest of its rows `from..to`.
+#[inline(always)]
+fn q_scale_at(p: &AttendParams, head: i32, tile_row: i32, [from, to]: [i32; 2], row: i32) -> u64 {
+    let row = if row < from { from } else { row };
+    let row = if row < to { row } else { to - 1 };
+    let at = (tile_row + row) as u32 as i64 * math::here(p.hq) as u32 as i64 + head as u32 as i64;
+    p.q_scale.wrapping_add((at * 4) as u64)
 }
 
 /// K boxes and a V tile for every key block of an item, into the ring from position `stage` on: K of the first block, then

@@ -75,7 +75,7 @@ pub(super) unsafe fn walk<R: RowScales>(
             moved: false,
             softmax,
             probabilities,
-            product: Product::zero(),
+            product: Product::any(),
             factor: [1.0; 2],
         };
         let (mut i, end) = (first.wrapping_add(1), first.wrapping_add(count));
