@@ -14,6 +14,7 @@ pub struct Speed {
     pub hq: u64,
     pub hkv: u64,
     pub seq: u64,
+    pub chunk: Option<u64>,
     pub history: u64,
     pub page: u64,
     pub skip: Option<f64>,
