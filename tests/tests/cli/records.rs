@@ -137,7 +137,7 @@ fn bench_of_selection_and_of_a_chunk() {
     of_stage("selection", &["--seq", "300", "--history", "200", "--selector", "probe"]);
     let text = of_stage("summarize_chunk", &["--seq", "700,900", "--chunk", "130", "--rounds", "2"]);
     assert_eq!(text.lines().filter(|line| line.contains("of the full pass")).count(), 2, "{text}");
-    assert!(text.contains("130 of 900 tokens, 770 before them: "), "{text}");
+    assert!(text.contains("summarize_chunk of 130 tokens, 770 before them: "), "{text}");
     // A full pass that was asked for is not measured twice, and a chunk may be all there is.
     of_stage("summarize_chunk,summarize_kv", &["--seq", "300", "--chunk", "300", "--selector", "probe"]);
     let text = std::fs::read_to_string(&records).unwrap();
