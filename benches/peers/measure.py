@@ -135,6 +135,7 @@ class Series:
             "hkv": 0,
             "d": 128,
             "seq": 0,
+            "chunk": None,
             "history": 0,
             "page": 0,
             "skip": None,

@@ -36,7 +36,8 @@ def arguments():
     parser.add_argument("--records", required=True, help="file that a JSON line per measurement is added to")
     parser.add_argument("--seq", default="8192,16384,32768,65536,131072", help="lengths in tokens")
     parser.add_argument("--skip", default="0.5,0.75,0.9", help="shares of the causal blocks left out, besides none")
-    parser.add_argument("--stages", default="attend,select,summarize_kv,append_kv,prefill,host_plan,host_run", help="stages of stem")
+    parser.add_argument("--stages", default="attend,select,summarize_kv,selection,append_kv,prefill,host_plan,host_run", help="stages of stem")
+    parser.add_argument("--chunk", type=int, help="new tokens of the stage summarize_chunk")
     parser.add_argument("--hq", type=int, default=32)
     parser.add_argument("--hkv", type=int, default=4)
     parser.add_argument("--peers", default=",".join([*ROOFS, *PEERS]), help="which peers")
@@ -56,13 +57,17 @@ class Stem:
     def __init__(self, args, folder, run, skips):
         command = [args.stem, "bench", "--bench", args.stages, "--seq", args.seq, "--dense", "--hq", str(args.hq), "--hkv", str(args.hkv)]
         command += ["--skip", ",".join(skips)] if skips else []
+        command += ["--chunk", str(args.chunk)] if args.chunk is not None else []
         command += ["--rounds", str(args.rounds), "--repeat", str(args.repeat), "--l2", args.l2, "--records", args.records]
         command += ["--paced", "--run", run, "--dump", folder, "--backend", "cpu" if args.cpu else "cuda"]
         environment = {**os.environ, "STEM_COMMAND": shown_command()}
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         stages = args.stages.split(",")
-        # The order of the lines of `stem bench`.
-        self.lines = [line for stage in stages for line in (["dense", *skips] if stage == "attend" else [stage])]
+        # The order of the lines of `stem bench`, which puts a full pass before its chunk.
+        groups = {"attend": ["dense", *skips]}
+        if "summarize_kv" not in stages:
+            groups["summarize_chunk"] = ["summarize_kv", "summarize_chunk"]
+        self.lines = [line for stage in stages for line in groups.get(stage, [stage])]
 
     def expect(self, word):
         for line in self.child.stdout:

@@ -10,8 +10,10 @@ def lines_of(path, run):
     return [r for r in records if r.get("run") == run]
 
 
-def blocks(record):
-    """How much of attention a line leaves out, in words; nothing for other stages."""
+def what(record):
+    """What a line has besides its stage, in words: how much attention leaves out, and how many tokens are new."""
+    if record.get("chunk"):
+        return f", {length(record['chunk'])} new"
     if record["bench"] != "attend":
         return ""
     return ", dense" if record["preset"] == "dense" else f", {100 * record['skip']:.0f} % skipped"
@@ -39,7 +41,9 @@ def show(path, run):
         rows = {}
         for r in records:
             if wanted(r) and r[field] is not None:
-                rows.setdefault(f"{r['peer'] or 'stem-attn'} {r['bench']}{blocks(r)}", {})[r["seq"]] = r[field]
+                rows.setdefault(f"{r['peer'] or 'stem-attn'} {r['bench']}{what(r)}", {})[r["seq"]] = r[field]
+        if not rows:
+            continue
         print(f"{title:<44}" + "".join(f"{length(n):>10}" for n in lengths))
         for name, values in sorted(rows.items(), key=lambda row: (not row[0].startswith("stem-attn"), row[0])):
             print(f"  {name:<42}" + "".join(f"{number(values[n]) if n in values else '-':>10}" for n in lengths))

@@ -11,9 +11,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// `tflops_dense_equiv` all of them, both over the stage's median time. Of `gemm`, the roof, both are 2 x M x N x K.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// `attend`, `select`, `summarize_kv`, `probe_means` (the part of summarize_kv that the probe selector wants), `append_kv`,
-    /// `prefill` (summarize_kv, select and attend together), `host_plan` or `host_run` (host time of making a plan and of queueing a
-    /// prefill on it), or `gemm` (a peer's matrix product).
+    /// `attend`, `select`, `summarize_kv`, `summarize_chunk` (summarize_kv of the last `chunk` tokens, those before them summarised
+    /// already), `selection` (summarize_kv and select together, in one interval), `probe_means` (the part of summarize_kv that the
+    /// probe selector wants), `append_kv`, `prefill` (summarize_kv, select and attend together), `host_plan` or `host_run` (host time
+    /// of making a plan and of queueing a prefill on it), or `gemm` (a peer's matrix product).
     pub bench: String,
     /// `cuda` or `cpu`.
     pub backend: String,
@@ -31,8 +32,10 @@ pub struct Record {
     pub hkv: usize,
     /// Head dimension.
     pub d: usize,
-    /// New tokens.
+    /// New tokens; of `summarize_chunk` all tokens.
     pub seq: usize,
+    /// New tokens of `summarize_chunk`, the last of `seq`.
+    pub chunk: Option<usize>,
     /// Tokens before them.
     pub history: usize,
     /// Tokens in a KV page; 0 where K and V are not paged.

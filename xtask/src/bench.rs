@@ -113,10 +113,10 @@ fn pairs<'a>(before: &'a [Speed], after: &'a [Speed]) -> Vec<Pair<'a>> {
 }
 
 /// What must be equal for times to be comparable.
-fn key(r: &Speed) -> ([&str; 5], [u64; 5], Option<i64>) {
+fn key(r: &Speed) -> ([&str; 5], [u64; 6], Option<i64>) {
     let gpu = r.gpu.as_deref().unwrap_or(&r.backend);
     let (preset, l2) = (r.preset.as_deref().unwrap_or_default(), r.l2.as_deref().unwrap_or_default());
-    ([&r.bench, gpu, preset, r.selector(), l2], [r.seq, r.history, r.hq, r.hkv, r.page], r.given_skip())
+    ([&r.bench, gpu, preset, r.selector(), l2], [r.seq, r.chunk.unwrap_or(0), r.history, r.hq, r.hkv, r.page], r.given_skip())
 }
 
 impl Pair<'_> {
@@ -149,7 +149,8 @@ impl Pair<'_> {
         let r = self.after;
         let skip = r.skip_percent().map_or_else(String::new, |skip| format!(", {skip} %"));
         let history = if r.history > 0 { format!(" on {}", r.history) } else { String::new() };
-        let name = format!("{}, {}{history}, {}{skip}", r.bench, r.seq, r.preset.as_deref().unwrap_or("-"));
+        let chunk = r.chunk.map_or_else(String::new, |chunk| format!("{chunk} of "));
+        let name = format!("{}, {chunk}{}{history}, {}{skip}", r.bench, r.seq, r.preset.as_deref().unwrap_or("-"));
         let (a, b) = self.times();
         let cycles =
             self.cycles().map_or_else(|| format!("{:>10}{:>10}{:>9}", "-", "-", "-"), |(a, b)| format!("{a:>10.0}{b:>10.0}{:>9.3}", b / a));

@@ -157,6 +157,9 @@ pub struct BenchArgs {
     /// Tokens before them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub history: usize,
+    /// New tokens of summarize_chunk: the last of every --seq, those before them summarised already [default: 8192].
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
     /// Query heads.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub hq: usize,
@@ -172,10 +175,10 @@ pub struct BenchArgs {
     /// `attend` over every visible block, too.
     #[arg(long)]
     pub dense: bool,
-    /// Published parameter set of select and prefill.
+    /// Published parameter set of select, selection and prefill.
     #[arg(long, value_enum, default_value = "hpc")]
     pub preset: PresetArg,
-    /// How select and prefill score blocks, and what summarize_kv prepares for it.
+    /// How select, selection and prefill score blocks, and what summarize_kv prepares for it.
     #[arg(long, value_enum, default_value = "stem")]
     pub selector: SelectorArg,
     /// Decay of the budget along the prompt, in (0, 1]; 1 is no decay.

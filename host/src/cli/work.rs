@@ -30,6 +30,11 @@ impl Shape {
         self.history() / BLOCK
     }
 
+    /// Visible tokens of the blocks with a new token.
+    pub fn new_block_tokens(&self) -> usize {
+        if self.tokens == 0 { 0 } else { self.kv_tokens - self.first_block() * BLOCK }
+    }
+
     /// Key blocks.
     pub fn kb(&self) -> usize {
         self.kv_tokens.div_ceil(BLOCK)

@@ -37,8 +37,7 @@ impl Plan {
         let placed = Placed::new(workspace, &self.layout)?;
         // Every stage checks what it reads; the last stage's outputs must not be found short once the first is queued.
         self.attend_args(tensors, &placed, outputs, true)?.check(&at)?;
-        self.stage_summarize_kv(&at, tensors, &placed)?;
-        self.stage_select(&at, tensors, &placed, None, true)?;
+        self.stage_selection(&at, tensors, &placed)?;
         self.stage_attend(&at, tensors, &placed, outputs, true)
     }
 
@@ -61,6 +60,16 @@ impl Plan {
         let (tensors, _inputs) = tensors.spans(stream)?;
         let (scratch, _scratch) = write("workspace", workspace.buffer_mut(), stream)?;
         self.stage_select(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?, None, false)
+    }
+
+    /// The first two stages as a run queues them, the second allowed to start while the first ends: everything before attention.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn summarize_and_select(&self, stream: &Arc<CudaStream>, tensors: &PrefillTensors<'_>, workspace: &mut Workspace) -> Result<()> {
+        let (tensors, _inputs) = tensors.spans(stream)?;
+        let (scratch, _scratch) = write("workspace", workspace.buffer_mut(), stream)?;
+        self.stage_selection(&self.launcher(stream), &tensors, &Placed::new(scratch, &self.layout)?)
     }
 
     /// The second stage once more, with its scores: `[hq, total_qb, score_stride]`, from what the first stage left in the
@@ -127,6 +136,11 @@ impl Plan {
             }
             _ => None,
         }
+    }
+
+    fn stage_selection(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed) -> Result<()> {
+        self.stage_summarize_kv(at, tensors, placed)?;
+        self.stage_select(at, tensors, placed, None, true)
     }
 
     fn stage_summarize_kv(&self, at: &Launcher<'_>, tensors: &RawTensors, placed: &Placed) -> Result<()> {

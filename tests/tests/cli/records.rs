@@ -28,6 +28,7 @@ fn report_and_picture() {
             "d",
             "seq",
             "history",
+            "chunk",
             "page",
             "skip",
             "softmax",
@@ -122,6 +123,75 @@ fn bench_checks_measures_and_records() {
         let output = run(&[&["bench", "--bench", "attend", "--backend", "cpu"][..], bad].concat());
         assert_eq!(output.status.code(), Some(2), "{bad:?}");
         assert!(output.stdout.is_empty() && !String::from_utf8_lossy(&output.stderr).contains("panicked"));
+    }
+}
+
+/// Everything before attention in one interval, and a chunk beside the full pass that it is compared with.
+#[test]
+fn bench_of_selection_and_of_a_chunk() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = dir.path().join("r.jsonl");
+    let shape = ["--hq", "4", "--hkv", "2", "--repeat", "2", "--backend", "cpu", "--records", records.to_str().unwrap()];
+    let of_stage = |stages: &str, more: &[&str]| succeed(&run(&[&["bench", "--bench", stages][..], more, &shape].concat()));
+    of_stage("selection", &["--seq", "300"]);
+    of_stage("selection", &["--seq", "300", "--history", "200", "--selector", "probe"]);
+    let text = of_stage("summarize_chunk", &["--seq", "700,900", "--chunk", "130", "--rounds", "2"]);
+    assert_eq!(text.lines().filter(|line| line.contains("of the full pass")).count(), 2, "{text}");
+    assert!(text.contains("summarize_chunk of 130 tokens, 770 before them: "), "{text}");
+    // A full pass that was asked for is not measured twice, and a chunk may be all there is.
+    of_stage("summarize_chunk,summarize_kv", &["--seq", "300", "--chunk", "300", "--selector", "probe"]);
+    let text = std::fs::read_to_string(&records).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found: Vec<_> = lines
+        .iter()
+        .map(|l| {
+            let number = |field: &str| l[field].as_u64();
+            (l["bench"].as_str().unwrap(), number("seq"), number("history"), number("chunk"), l["preset"].as_str())
+        })
+        .collect();
+    let full = |seq| ("summarize_kv", Some(seq), Some(0), None, None);
+    let part = |seq, chunk| ("summarize_chunk", Some(seq), Some(0), Some(chunk), None);
+    let wanted = [
+        ("selection", Some(300), Some(0), None, Some("hpc")),
+        ("selection", Some(300), Some(200), None, Some("hpc")),
+        full(700),
+        part(700, 130),
+        full(900),
+        part(900, 130),
+        part(300, 300),
+        full(300),
+    ];
+    assert_eq!(found, wanted);
+    let bytes: Vec<_> = lines.iter().map(|l| l["bytes"].as_u64().unwrap()).collect();
+    assert!(bytes[3] < bytes[2] / 2 && bytes[6] == bytes[7], "{bytes:?}");
+    let selectors = ["stem", "probe", "stem", "stem", "stem", "stem", "probe", "probe"];
+    for (line, selector) in lines.iter().zip(selectors) {
+        assert_eq!(line["selector"].as_str(), Some(selector), "{line}");
+        assert_eq!(line["skip"].is_number(), line["bench"] == "selection", "{line}");
+        assert!(line["ms"].as_f64().is_some_and(|ms| ms > 0.0) && line.get("chunk").is_some(), "{line}");
+    }
+}
+
+#[test]
+fn chunks_that_cannot_be_are_refused() {
+    for (bad, words) in [
+        (&["summarize_chunk", "--seq", "300"][..], &["chunk:", "1 to 300", "8192"][..]),
+        (&["summarize_chunk", "--seq", "900,300", "--chunk", "301"], &["chunk:", "1 to 300", "301"]),
+        (&["summarize_chunk", "--seq", "300", "--chunk", "0"], &["chunk:", "1 to 300"]),
+        (&["summarize_chunk", "--seq", "300", "--chunk", "18446744073709551615"], &["chunk:", "1 to 300"]),
+        (&["summarize_chunk", "--seq", "300", "--chunk", "100", "--history", "5"], &["history:", "summarize_chunk"]),
+        (&["summarize_kv,selection", "--seq", "300", "--chunk", "100"], &["chunk:", "summarize_chunk"]),
+        (&["selection", "--seq", "300", "--skip", "0.5"], &["skip:", "attend"]),
+    ] {
+        let output = run(&[&["bench", "--backend", "cpu", "--bench"][..], bad].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{bad:?}: {text}");
+        assert!(output.stdout.is_empty() && text.starts_with("error: "), "{bad:?}: {text}");
+        assert!(words.iter().all(|word| text.contains(word)) && !text.contains("panicked"), "{bad:?}: {text}");
+    }
+    for usage in ["-1", "x", "18446744073709551616"] {
+        let arguments = ["bench", "--bench", "summarize_chunk", "--seq", "300", "--chunk", usage];
+        assert_eq!(run(&arguments).status.code(), Some(2), "{usage}");
     }
 }
 

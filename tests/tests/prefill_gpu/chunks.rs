@@ -37,6 +37,42 @@ fn chunk(whole: &Batch, from: [usize; 3], to: [usize; 3]) -> Batch {
     }
 }
 
+/// The first two stages as a run queues them leave what they leave when each is waited for.
+#[rstest]
+fn summaries_and_lists_in_one_go_are_those_of_two_stages(
+    #[values(Selector::Stem, Selector::Probe(ProbeConfig::default()))] selector: Selector,
+) {
+    let Some(gpu) = backend() else { return };
+    let stream = gpu.stream();
+    let batch = Batch::random(53, 4, 2, &[(9000, 9000), (129, 517), (700, 17_000)]);
+    let config = StemConfig { selector, ..choosy(0.7) };
+    let case = Case::new(&batch, Selection::Stem(&config));
+    let inputs = case.upload(gpu);
+    let plan = case.plan(gpu, &inputs);
+    let both = |together: bool| {
+        let mut workspace = Workspace::new(stream, plan.workspace_bytes()).expect("workspace");
+        buffer::fill_bytes(stream, workspace.buffer_mut(), POISON).expect("poison");
+        if together {
+            plan.summarize_and_select(stream, &inputs.tensors(), &mut workspace).expect("both");
+        } else {
+            plan.summarize_kv(stream, &inputs.tensors(), &mut workspace).expect("summaries");
+            stream.synchronize().expect("summaries");
+            plan.select(stream, &inputs.tensors(), &mut workspace).expect("lists");
+        }
+        let lists = plan.download_lists(stream, &workspace).expect("lists").expect("a selecting plan");
+        (lists, plan.download_summaries(stream, &workspace).expect("download"))
+    };
+    let (got, want) = (both(true), both(false));
+    assert!(want.0.counts.iter().any(|&n| n < 40), "some row has to choose");
+    for head in 0..batch.hq {
+        for row in 0..plan.geometry().total_qb() {
+            assert_eq!(got.0.row(head, row), want.0.row(head, row), "head {head}, row {row}");
+        }
+    }
+    assert!(got.1.v_tiles.iter().zip(&want.1.v_tiles).all(|(a, b)| a.to_bits() == b.to_bits()), "V tiles");
+    assert!(got.1.k_sums.iter().zip(&want.1.k_sums).all(|(a, b)| a.to_bits() == b.to_bits()), "key sums");
+}
+
 #[rstest]
 #[case::dense(None, false)]
 #[case::dense_and_a_scale_per_key(None, true)]

@@ -54,20 +54,23 @@ pub fn times(records: &Records) -> Option<Result<String>> {
     Some(Figure::single("Selection: time by length", subtitle, (900, 440), panel))
 }
 
-/// log2 of the length and log10 of the milliseconds of the two launches together.
+/// log2 of the length and log10 of the milliseconds of the two launches: of both in one interval (`selection`) where that was
+/// measured and `part` is all that precedes `select`, else those of each, added.
 fn sums(records: &[&Speed], selector: &str, part: &str) -> Vec<(f64, f64)> {
     let ours = |bench: &str| {
         let of = |r: &&Speed| r.bench == bench && r.peer.is_none() && r.selector() == selector;
         records.iter().copied().filter(of).collect::<Vec<_>>()
     };
-    let (selects, parts) = (ours("select"), ours(part));
-    let mut points: Vec<(f64, f64)> = selects
-        .iter()
-        .filter(|r| r.preset.as_deref() == Some("hpc"))
+    let chosen = |bench: &str| ours(bench).into_iter().filter(|r| r.preset.as_deref() == Some("hpc")).collect::<Vec<_>>();
+    let (selects, parts) = (chosen("select"), ours(part));
+    let chains = if part == "summarize_kv" { chosen("selection") } else { Vec::new() };
+    let apart = selects.iter().filter(|r| chains.iter().all(|chain| chain.seq != r.seq));
+    let mut points: Vec<(f64, f64)> = apart
         .filter_map(|r| {
             let part = parts.iter().find(|p| p.seq == r.seq)?;
             point(r.seq, r.ms.zip(part.ms).map(|(a, b)| a + b))
         })
+        .chain(chains.iter().filter_map(|r| point(r.seq, r.ms)))
         .collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     points
@@ -125,5 +128,23 @@ mod tests {
         let svg = times(&records).expect("something to draw").expect("a figure");
         assert!(svg.contains("probe (means + lists): time ~ tokens^2.00") && svg.contains("P (H100, from a table)"));
         assert!(!svg.contains("probe-fine") && !svg.contains("summarize_kv + select"));
+    }
+
+    #[test]
+    fn one_interval_counts_before_the_sum_of_two() {
+        let lines: Vec<_> = [
+            ("select", 8192, 2.0),
+            ("summarize_kv", 8192, 1.0),
+            ("selection", 8192, 2.5),
+            ("select", 16_384, 3.0),
+            ("summarize_kv", 16_384, 1.0),
+        ]
+        .map(|(bench, seq, ms)| [line(bench, "stem", seq, ms), line(bench, "probe", seq, ms)])
+        .concat();
+        let mut records = Records::default();
+        records.add(&lines.join("\n")).expect("records");
+        assert_eq!(sums(&records.standard(), "stem", "summarize_kv"), [(13.0, 2.5f64.log10()), (14.0, 4f64.log10())]);
+        // Its selection also makes V tiles.
+        assert!(sums(&records.standard(), "probe", "probe_means").is_empty());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::engine::{Engine, Job, Output, Stage};
 use super::problem::Problem;
+use crate::config::StemConfig;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::mask::BlockLists;
@@ -23,18 +24,16 @@ impl<'a> CpuEngine<'a> {
         let Job { stage, problem, config, lists, .. } = job;
         let geometry = problem.geometry(stage.selects().then_some(config))?;
         let launch: Launch<'a> = match stage {
-            Stage::SummarizeKv => Box::new(move || Ok(Output::Summaries(summarize(problem, &geometry)?))),
+            Stage::SummarizeKv | Stage::SummarizeChunk => Box::new(move || Ok(Output::Summaries(summarize(problem, &geometry)?))),
             Stage::ProbeMeans => {
                 let probe = super::probe(config)?;
                 Box::new(move || Ok(Output::KeyMeans(reference::key_means(&problem.paged.view(), &geometry, probe)?)))
             }
             Stage::Select => {
                 let summaries = summarize(problem, &geometry)?;
-                Box::new(move || {
-                    let (lists, scores) = reference::select(&problem.inputs(), &summaries, &problem.paged.view(), &geometry, config)?;
-                    Ok(Output::Selection { scores, score_stride: geometry.max_kb.max(1), lists })
-                })
+                Box::new(move || select(problem, &summaries, &geometry, config))
             }
+            Stage::Selection => Box::new(move || select(problem, &summarize(problem, &geometry)?, &geometry, config)),
             Stage::Attend => {
                 let attended = lists.cloned().map_or_else(|| BlockLists::dense(problem.shape.hq, &geometry), Ok)?;
                 Box::new(move || Ok(Output::Attention { out: attend(problem, &geometry, lists)?, lists: attended.clone() }))
@@ -80,6 +79,11 @@ impl Engine for CpuEngine<'_> {
 
 fn summarize(problem: &Problem, geometry: &Geometry) -> Result<KvSummaries> {
     reference::summarize_kv(&problem.paged.view(), geometry, &[1.0], &[1.0])
+}
+
+fn select(problem: &Problem, summaries: &KvSummaries, geometry: &Geometry, config: &StemConfig) -> Result<Output> {
+    let (lists, scores) = reference::select(&problem.inputs(), summaries, &problem.paged.view(), geometry, config)?;
+    Ok(Output::Selection { scores, score_stride: geometry.max_kb.max(1), lists })
 }
 
 fn attend(problem: &Problem, geometry: &Geometry, lists: Option<&BlockLists>) -> Result<Vec<bf16>> {

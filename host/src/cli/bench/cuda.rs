@@ -3,7 +3,7 @@
 use super::engine::{Engine, Job, L2, Output, Stage};
 use crate::cuda::CudaBackend;
 use crate::driver::{CudaSlice, EventTimer, buffer, driver_error};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::PageLayout;
 use crate::mask::BlockLists;
 use crate::ops::PageDesc;
@@ -67,7 +67,7 @@ impl<'a> CudaEngine<'a> {
             super::probe(job.config)?;
         }
         let (paged, inputs) = (&problem.paged, problem.inputs());
-        let plan = plan(backend, &job)?;
+        let (shape, plan) = (problem.shape, plan(backend, &job)?);
         let new_rows = match job.stage {
             Stage::AppendKv => {
                 let (k, v) = problem.new_rows();
@@ -85,13 +85,20 @@ impl<'a> CudaEngine<'a> {
             lists: job.lists.map(|lists| plan.upload_lists(stream, lists)).transpose()?,
             new_rows,
         };
-        let mut workspace = Workspace::new(stream, plan.workspace_bytes())?;
-        // A chunk finds the summaries of its history in the workspace.
-        let continues = problem.shape.history() > 0;
-        if continues || matches!(job.stage, Stage::Select | Stage::Attend) {
+        // A chunk finds the summaries of its history in the workspace, and none of its own.
+        let before = match shape.history() {
+            0 => None,
+            history => Some(plan_of(backend, &job, history, history)?),
+        };
+        let bytes = before.as_ref().map_or(0, Plan::workspace_bytes).max(plan.workspace_bytes());
+        let mut workspace = Workspace::new(stream, bytes)?;
+        if let Some(before) = &before {
+            before.summarize_kv(stream, &tensors.prefill(), &mut workspace)?;
+        }
+        let plan = plan.continuing(before.is_some());
+        if matches!(job.stage, Stage::Select | Stage::Attend) {
             plan.summarize_kv(stream, &tensors.prefill(), &mut workspace)?;
         }
-        let plan = plan.continuing(continues);
         let out = buffer::zeroed(stream, problem.q.len())?;
         let flush = match job.l2 {
             L2::Flushed => Some(buffer::zeroed(stream, FLUSH.max(2 * backend.info().l2_bytes))?),
@@ -118,7 +125,8 @@ impl<'a> CudaEngine<'a> {
         }
         let tensors = self.tensors.prefill();
         match self.job.stage {
-            Stage::SummarizeKv | Stage::AppendKv => self.plan.summarize_kv(stream, &tensors, &mut self.workspace),
+            Stage::SummarizeKv | Stage::SummarizeChunk | Stage::AppendKv => self.plan.summarize_kv(stream, &tensors, &mut self.workspace),
+            Stage::Selection => self.plan.summarize_and_select(stream, &tensors, &mut self.workspace),
             Stage::ProbeMeans => self.plan.probe_means(stream, &tensors, &mut self.workspace),
             Stage::Select => self.plan.select(stream, &tensors, &mut self.workspace),
             Stage::Attend => self.plan.attend(stream, &tensors, &self.workspace, &mut outputs),
@@ -129,6 +137,12 @@ impl<'a> CudaEngine<'a> {
 
 /// A plan of the stage's batch.
 fn plan(backend: &CudaBackend, job: &Job<'_>) -> Result<Plan> {
+    plan_of(backend, job, job.problem.shape.tokens, job.problem.shape.kv_tokens)
+}
+
+/// The same of `tokens` new tokens, the last of the first `kv_tokens` of the prompt.
+fn plan_of(backend: &CudaBackend, job: &Job<'_>, tokens: usize, kv_tokens: usize) -> Result<Plan> {
+    let length = |n: usize| i32::try_from(n).map_err(|_| Error::shape("k", "at most 2,147,483,647 tokens", n));
     let (paged, inputs) = (&job.problem.paged, job.problem.inputs());
     let selection = match (job.stage, job.lists) {
         (Stage::Attend, Some(lists)) => PlanSelection::Lists { stride: lists.stride },
@@ -141,8 +155,8 @@ fn plan(backend: &CudaBackend, job: &Job<'_>) -> Result<Plan> {
         &PlanDesc {
             hq: inputs.hq,
             hkv: inputs.hkv,
-            cu_seqlens_q: inputs.cu_seqlens_q,
-            cu_seqlens_kv: inputs.cu_seqlens_kv,
+            cu_seqlens_q: &[0, length(tokens)?],
+            cu_seqlens_kv: &[0, length(kv_tokens)?],
             prompt_lens: inputs.prompt_lens,
             pages: PageDesc::dense(PageLayout::Nhd, inputs.hkv, paged.page_size, paged.pages, paged.table_stride),
             selection,
@@ -205,13 +219,13 @@ impl Engine for CudaEngine<'_> {
                 };
                 Output::Attention { out: buffer::download(stream, &self.out, problem.q.len())?, lists }
             }
-            Stage::Select => {
+            Stage::Select | Stage::Selection => {
                 // The lists first: they are those of the last launch, which kept its scores to itself.
                 let lists = lists()?;
                 let scores = self.plan.scores(stream, &self.tensors.prefill(), &mut self.workspace)?.unwrap_or_default();
                 Output::Selection { scores, score_stride: self.plan.score_stride(), lists }
             }
-            Stage::SummarizeKv => Output::Summaries(self.plan.download_summaries(stream, &self.workspace)?),
+            Stage::SummarizeKv | Stage::SummarizeChunk => Output::Summaries(self.plan.download_summaries(stream, &self.workspace)?),
             Stage::ProbeMeans => Output::KeyMeans(self.plan.download_key_means(stream, &self.workspace)?),
             Stage::AppendKv => {
                 let len = problem.paged.k_pages.len();

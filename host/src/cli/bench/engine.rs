@@ -20,6 +20,11 @@ pub enum Stage {
     Select,
     /// Key sums, run norms, V tiles; for the probe selector key means and V tiles.
     SummarizeKv,
+    /// summarize_kv of the last --chunk tokens of a prompt, after summarize_kv of all of them. The CPU reference, which only knows
+    /// the latter, does it twice.
+    SummarizeChunk,
+    /// summarize_kv and select, queued as prefill queues them: everything before attention.
+    Selection,
     /// The probe selector's key means alone.
     ProbeMeans,
     /// BF16 K and V to FP8 pages.
@@ -60,6 +65,8 @@ impl Stage {
             Self::Attend => "attend",
             Self::Select => "select",
             Self::SummarizeKv => "summarize_kv",
+            Self::SummarizeChunk => "summarize_chunk",
+            Self::Selection => "selection",
             Self::ProbeMeans => "probe_means",
             Self::AppendKv => "append_kv",
             Self::Prefill => "prefill",
@@ -70,12 +77,12 @@ impl Stage {
 
     /// Whether the stage scores and selects blocks.
     pub fn selects(self) -> bool {
-        matches!(self, Self::Select | Self::Prefill | Self::HostPlan | Self::HostRun)
+        matches!(self, Self::Select | Self::Selection | Self::Prefill | Self::HostPlan | Self::HostRun)
     }
 
     /// Whether the stage does other work for another selector.
     pub fn depends_on_selector(self) -> bool {
-        self.selects() || matches!(self, Self::SummarizeKv | Self::ProbeMeans)
+        self.selects() || matches!(self, Self::SummarizeKv | Self::SummarizeChunk | Self::ProbeMeans)
     }
 
     /// Whether the stage does the attention that FLOPs are counted of.

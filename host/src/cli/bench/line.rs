@@ -42,6 +42,10 @@ impl Line {
         let mut lines = Vec::new();
         let selector = args.selector;
         for &stage in &args.bench {
+            if stage == Stage::SummarizeChunk && !args.bench.contains(&Stage::SummarizeKv) {
+                // What it is to be compared with.
+                lines.push(Self { stage: Stage::SummarizeKv, preset: args.preset.name(), selector, lists: None });
+            }
             if stage != Stage::Attend {
                 lines.push(Self { stage, preset: args.preset.name(), selector, lists: None });
                 continue;
@@ -58,8 +62,9 @@ impl Line {
         Ok(lines)
     }
 
-    /// What an engine needs to run it.
-    pub fn job<'a>(&'a self, args: &BenchArgs, problem: &'a Problem, config: &'a StemConfig) -> Job<'a> {
+    /// What an engine needs to run it. `chunk`: the problem of `summarize_chunk`.
+    pub fn job<'a>(&'a self, args: &BenchArgs, problem: &'a Problem, chunk: Option<&'a Problem>, config: &'a StemConfig) -> Job<'a> {
+        let problem = chunk.filter(|_| self.stage == Stage::SummarizeChunk).unwrap_or(problem);
         Job { stage: self.stage, problem, config, lists: self.lists.as_ref().map(|(_, lists)| lists), l2: args.l2 }
     }
 }
@@ -67,6 +72,7 @@ impl Line {
 /// A line whose result has been checked, and its times so far.
 pub struct Measured<'a> {
     line: &'a Line,
+    shape: Shape,
     engine: Box<dyn Engine + 'a>,
     checked: Checked,
     /// Blocks attended to or selected.
@@ -87,7 +93,7 @@ impl<'a> Measured<'a> {
             Output::Attention { lists, .. } | Output::Selection { lists, .. } if !line.stage.on_host() => Some(lists),
             _ => None,
         };
-        Ok(Self { line, engine, checked, lists, samples: Vec::new(), clocks: Vec::new() })
+        Ok(Self { line, shape: job.problem.shape, engine, checked, lists, samples: Vec::new(), clocks: Vec::new() })
     }
 
     /// One turn: `repeat` timed launches, after a warm-up and with clock and power sampled where there is a GPU.
@@ -113,8 +119,9 @@ impl<'a> Measured<'a> {
     }
 
     /// The record of all turns.
-    pub fn finish(self, args: &BenchArgs, machine: &Machine, shape: &Shape, run: &str) -> Row {
-        let stage = self.line.stage;
+    pub fn finish(self, args: &BenchArgs, machine: &Machine, run: &str) -> Row {
+        let (stage, shape) = (self.line.stage, &self.shape);
+        let chunk = (stage == Stage::SummarizeChunk).then_some(shape.tokens);
         let (clock, power) = clocks::medians(&self.clocks);
         let repeat = self.samples.len();
         let time = StageTime::from_samples(self.samples);
@@ -133,8 +140,9 @@ impl<'a> Measured<'a> {
             hq: shape.hq,
             hkv: shape.hkv,
             d: HEAD_DIM,
-            seq: shape.tokens,
-            history: shape.history(),
+            seq: chunk.map_or(shape.tokens, |_| shape.kv_tokens),
+            chunk,
+            history: chunk.map_or(shape.history(), |_| 0),
             page: args.page,
             skip: kept.map(|kept| 1.0 - kept),
             softmax: stage.attends().then(|| "exact".into()),
@@ -167,18 +175,22 @@ fn bytes(stage: Stage, selector: SelectorArg, shape: &Shape, lists: Option<&Bloc
     let (blocks, rows) = (shape.kb(), shape.tokens * shape.hq);
     let (q, out) = (rows * (HEAD_DIM + size_of::<f32>()), rows * 2 * HEAD_DIM);
     let kv = shape.kv_tokens * shape.hkv * HEAD_DIM;
-    let v_tiles = blocks * BLOCK * shape.hkv * HEAD_DIM;
+    let v_tiles = |blocks: usize| blocks * BLOCK * shape.hkv * HEAD_DIM;
+    // What summarize_kv reads: of a chunk, the blocks that it touches.
+    let new_kv = shape.new_block_tokens() * shape.hkv * HEAD_DIM;
     let of_block = match selector {
         SelectorArg::Stem => 2 * SUM_LEN + size_of::<f32>() * RUNS,
         SelectorArg::Probe | SelectorArg::ProbeFine => SUB_BLOCKS * HEAD_DIM,
     };
-    let sums = blocks * shape.hkv * of_block;
+    let sums = |blocks: usize| blocks * shape.hkv * of_block;
     let indices = lists.map_or(0, |lists| 4 * (lists.kept() as usize + shape.qb() * shape.hq));
     let bytes = match stage {
-        Stage::Attend => q + kv + v_tiles + indices + out,
-        Stage::Select => q + sums + indices,
-        Stage::SummarizeKv => 2 * kv + sums + v_tiles,
-        Stage::ProbeMeans => kv + sums,
+        Stage::Attend => q + kv + v_tiles(blocks) + indices + out,
+        Stage::Select => q + sums(blocks) + indices,
+        Stage::SummarizeKv | Stage::SummarizeChunk => 2 * new_kv + sums(shape.qb()) + v_tiles(shape.qb()),
+        // Sums are written of the new blocks, and read of those before.
+        Stage::Selection => q + 2 * new_kv + sums(blocks) + v_tiles(shape.qb()) + indices,
+        Stage::ProbeMeans => new_kv + sums(shape.qb()),
         Stage::AppendKv => shape.tokens * shape.hkv * HEAD_DIM * 2 * 3,
         Stage::Prefill => q + 2 * kv + out,
         Stage::HostPlan | Stage::HostRun => return None,
@@ -194,6 +206,14 @@ pub struct Row {
 }
 
 impl Row {
+    /// How the time of a chunk compares with that of the full pass among `rows`, in words.
+    pub fn of_full_pass(&self, rows: &[Self]) -> Option<String> {
+        let (r, chunk) = (&self.record, self.record.chunk?);
+        let full = rows.iter().map(|row| &row.record).find(|full| full.bench == Stage::SummarizeKv.name() && full.seq == r.seq)?;
+        let share = 100.0 * r.ms / full.ms;
+        Some(format!("{} of {} tokens, {} before them: {share:.1} % of the full pass", r.bench, commas(chunk), commas(r.seq - chunk)))
+    }
+
     /// Titles of the columns.
     pub const HEADER: [&'static str; 13] =
         ["stage", "tokens", "history", "blocks", "kept", "ms", "p10", "p90", "TFLOP/s sel.", "dense-eq.", "MHz", "W", "checked"];
@@ -201,11 +221,12 @@ impl Row {
     /// The columns.
     pub fn cells(&self) -> Vec<String> {
         let r = &self.record;
+        let (tokens, history) = r.chunk.map_or((r.seq, r.history), |chunk| (chunk, r.seq - chunk));
         let number = |x: Option<f64>, digits: usize| x.map_or_else(|| "-".into(), |x| format!("{x:.digits$}"));
         vec![
             r.bench.clone(),
-            commas(r.seq),
-            commas(r.history),
+            commas(tokens),
+            commas(history),
             r.preset.as_ref().map_or_else(|| "-".into(), |preset| self.selector.map_or(preset.clone(), |selector| selector.with(preset))),
             r.skip.map_or_else(|| "-".into(), |skip| format!("{:.1} %", 100.0 * (1.0 - skip))),
             table::milliseconds(r.ms),
@@ -235,6 +256,12 @@ mod tests {
         assert_eq!(bytes(Stage::AppendKv, &shape, None), Some(128 * 128 * (2 * 2 + 2)));
         assert_eq!(bytes(Stage::HostRun, &shape, None), None);
         assert_eq!(super::bytes(Stage::Select, SelectorArg::Probe, &shape, None), Some(q + 2 * 16 * 128));
-        assert_eq!(super::bytes(Stage::ProbeMeans, SelectorArg::Probe, &shape, None), Some(kv + 2 * 16 * 128));
+        // One block is new of two.
+        assert_eq!(super::bytes(Stage::ProbeMeans, SelectorArg::Probe, &shape, None), Some(kv / 2 + 16 * 128));
+        let sums = 2 * 2048 + 4 * 8;
+        assert_eq!(bytes(Stage::SummarizeChunk, &shape, None), Some(kv + sums + kv / 2));
+        assert_eq!(bytes(Stage::Selection, &shape, Some(&lists)), Some(q + kv + 2 * sums + kv / 2 + 4 * (3 + 2)));
+        let whole = Shape { tokens: 256, ..shape };
+        assert_eq!(bytes(Stage::SummarizeKv, &whole, None), Some(2 * kv + 2 * sums + kv));
     }
 }

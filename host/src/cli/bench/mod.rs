@@ -29,6 +29,8 @@ use pace::Pace;
 
 /// Tokens of a problem, history included: 4 Mi keep every index in 32 bits.
 const MAX_TOKENS: usize = 1 << 22;
+/// New tokens of `summarize_chunk`, where nothing else is asked for.
+const CHUNK: usize = 8192;
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
@@ -46,6 +48,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let shape = Shape { tokens: seq, kv_tokens: seq + args.history, hq: args.hq, hkv: args.hkv };
         let problem = Problem::new(shape, args.page, args.seed)?;
         let lines = Line::all(args, &problem)?;
+        let chunk = args.bench.contains(&Stage::SummarizeChunk).then(|| problem.last(args.chunk.unwrap_or(CHUNK)));
         if let Some(folder) = &args.dump {
             let lists: Vec<_> = lines.iter().filter_map(|line| line.lists.as_ref()).map(|(skip, lists)| (*skip, lists)).collect();
             dump::write(folder, &problem, &lists)?;
@@ -56,7 +59,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             let mut measured = Vec::with_capacity(lines.len());
             for line in lines {
                 progress.message(format!("{} {}: checking", line.stage.name(), commas(seq)));
-                let job = line.job(args, &problem, &config);
+                let job = line.job(args, &problem, chunk.as_ref(), &config);
                 measured.push(Measured::new(line, job, engine(&backend, job)?, args.seed)?);
             }
             pace.ready();
@@ -69,7 +72,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 }
             }
             for measured in measured {
-                let row = measured.finish(args, &machine, &shape, &run);
+                let row = measured.finish(args, &machine, &run);
                 if let Some(path) = &args.records {
                     files::append_lines("records", path, &row.record.to_line())?;
                 }
@@ -86,6 +89,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 fn show(args: &BenchArgs, machine: &Machine, rows: &[Row]) {
     say!("{}, {} query and {} KV heads, pages of {} tokens in random order", machine.describe(), args.hq, args.hkv, args.page);
     say!("{}", table::grid(&Row::HEADER, &rows.iter().map(Row::cells).collect::<Vec<_>>()));
+    for text in rows.iter().filter_map(|row| row.of_full_pass(rows)) {
+        say!("{text}");
+    }
     let clock = match (machine.backend, args.l2) {
         ("cpu", _) => "by the wall clock of the CPU reference, which is no yardstick".to_owned(),
         (_, L2::Warm) => {
@@ -108,6 +114,7 @@ fn check(args: &BenchArgs) -> Result<StemConfig> {
             return Err(Error::value("seq", format!("1 to {MAX_TOKENS} tokens, history included"), seq));
         }
     }
+    check_chunk(args)?;
     if args.hkv == 0 || args.hq == 0 || args.hq > 1024 || !args.hq.is_multiple_of(args.hkv) {
         let got = format!("{} and {}", args.hq, args.hkv);
         return Err(Error::value("heads", "at most 1,024 query heads, a positive multiple of the KV heads", got));
@@ -130,6 +137,23 @@ fn check(args: &BenchArgs) -> Result<StemConfig> {
         probe(&config)?;
     }
     Ok(config)
+}
+
+fn check_chunk(args: &BenchArgs) -> Result<()> {
+    if !args.bench.contains(&Stage::SummarizeChunk) {
+        return match args.chunk {
+            Some(chunk) => Err(Error::value("chunk", "no --chunk, which is for --bench summarize_chunk", chunk)),
+            None => Ok(()),
+        };
+    }
+    if args.history > 0 {
+        return Err(Error::value("history", "0 with --bench summarize_chunk, whose history is the rest of --seq", args.history));
+    }
+    let (chunk, shortest) = (args.chunk.unwrap_or(CHUNK), args.seq.iter().copied().min().unwrap_or(0));
+    if chunk == 0 || chunk > shortest {
+        return Err(Error::value("chunk", format!("1 to {shortest} tokens, the shortest --seq"), chunk));
+    }
+    Ok(())
 }
 
 /// The probe selector that `probe_means` works for.

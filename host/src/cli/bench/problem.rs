@@ -48,6 +48,22 @@ impl Problem {
         Ok(Self { shape, q_scale: vec![1.0; shape.tokens * shape.hq], q, k, v, paged, cu_q, cu_kv })
     }
 
+    /// The same keys and values with the last `tokens` queries only: a chunk that continues the rest.
+    pub fn last(&self, tokens: usize) -> Self {
+        let first = self.shape.tokens.saturating_sub(tokens) * self.shape.hq;
+        let tokens = tokens.min(self.shape.tokens);
+        Self {
+            shape: Shape { tokens, ..self.shape },
+            q: self.q[first * HEAD_DIM..].to_vec(),
+            q_scale: self.q_scale[first..].to_vec(),
+            k: self.k.clone(),
+            v: self.v.clone(),
+            paged: self.paged.clone(),
+            cu_q: [0, tokens as i32],
+            cu_kv: self.cu_kv,
+        }
+    }
+
     /// The packed form.
     pub fn inputs(&self) -> PrefillInputs<'_> {
         PrefillInputs {
@@ -137,6 +153,17 @@ mod tests {
             let kept = lists.kept() as f64 / 3.0;
             assert!((kept - wanted.max(shape.qb() as f64)).abs() <= 1.0, "{kept} of {wanted}");
         }
+    }
+
+    #[test]
+    fn a_chunk_has_the_last_queries_and_every_key() {
+        let shape = Shape { tokens: 300, kv_tokens: 500, hq: 2, hkv: 1 };
+        let problem = Problem::new(shape, 64, 3).unwrap();
+        let chunk = problem.last(70);
+        assert_eq!((chunk.shape, chunk.q_scale.len()), (Shape { tokens: 70, ..shape }, 140));
+        assert!(chunk.q == problem.q[230 * 2 * HEAD_DIM..] && chunk.k == problem.k && chunk.paged.table == problem.paged.table);
+        chunk.inputs().validate(true).unwrap();
+        assert_eq!(problem.last(300).shape, shape);
     }
 
     #[test]
