@@ -23,7 +23,7 @@ use crate::ptx::{barrier, cluster, cp_async, fence, global, math, mbarrier, pdl,
 use crate::tile::reduce::ValueTerm;
 use crate::tile::strip::{Span, Strip, Strips, noted, wants_scores};
 use crate::tile::sums::{GroupSum, NO_TOKEN, Queries};
-use crate::tile::topk::{DeviceScores, List, select_row};
+use crate::tile::topk::{DeviceScores, List, Task, select_row, select_rows};
 use crate::unroll;
 
 /// Entry: see [`SelectParams`] for the grid, the tensors and the tensor map.
@@ -323,25 +323,39 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
     }
 }
 
-/// Decides what each row of the strip keeps, a row a warp.
+/// Decides what each row of the strip keeps: rows w and w + 16 of warp w, together where their scores lie in shared memory.
 #[inline(always)]
 unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
+    const { assert!(ROWS == 2 * CONSUMER_WARPS) };
     let thread = special::tid_x_again();
     let (mut r, lane) = (thread / 32, thread % 32);
-    // SAFETY: rows of the strip, whose lists and counts lie inside their arrays. Scores in device memory were stored by the
-    // same warp.
+    let rows = strip.rows as u32;
+    if r >= rows {
+        return;
+    }
+    let place = |r: u32| strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64;
+    let list = |r: u32| List { at: p.lists + place(r) * p.list_stride as u32 as u64 * 4, capacity: p.list_stride as u32 };
+    // SAFETY: rows of the strip, whose lists and counts lie inside their arrays; of what is past it nothing is written. Scores in
+    // device memory were stored by the same warp.
     unsafe {
-        while r < strip.rows as u32 {
-            let (row, rule) = noted(p, shared.notes(), r);
-            let place = strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64;
-            let list = List { at: p.lists + place * p.list_stride as u32 as u64 * 4, capacity: p.list_stride as u32 };
-            let kept = if strip.keys <= SPAN as i32 {
-                select_row(shared.scores(r), row, rule, list, lane)
-            } else {
-                warp::sync();
-                select_row(DeviceScores(scores_at(p, strip, r)), row, rule, list, lane)
+        if strip.keys <= SPAN as i32 {
+            let task = |r: u32| {
+                let (row, rule) = noted(p, shared.notes(), r);
+                let row = if r < rows { row } else { Row { count: 0, first_free: 0, end_free: 0, ..row } };
+                Task { scores: shared.scores(r), row, rule, list: list(r) }
             };
-            global::st_u32_if(p.counts + place * 4, kept, (lane == 0) as u32);
+            let kept = select_rows([task(r), task(r + CONSUMER_WARPS)], lane);
+            unroll!(I < 2 {
+                let r = r + I as u32 * CONSUMER_WARPS;
+                global::st_u32_if(p.counts + place(r) * 4, kept[I], ((lane == 0) & (r < rows)) as u32);
+            });
+            return;
+        }
+        while r < rows {
+            let (row, rule) = noted(p, shared.notes(), r);
+            warp::sync();
+            let kept = select_row(DeviceScores(scores_at(p, strip, r)), row, rule, list(r), lane);
+            global::st_u32_if(p.counts + place(r) * 4, kept, (lane == 0) as u32);
             r += CONSUMER_WARPS;
         }
     }
