@@ -333,18 +333,20 @@ unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
     if r >= rows {
         return;
     }
-    let place = |r: u32| strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64;
+    // Multiplied again for every row rather than kept.
+    let place = |r: u32| strip.head as u32 as u64 * math::here(p.total_qb) as u32 as u64 + (strip.first as u32 + r) as u64;
     let list = |r: u32| List { at: p.lists + place(r) * p.list_stride as u32 as u64 * 4, capacity: p.list_stride as u32 };
     // SAFETY: rows of the strip, whose lists and counts lie inside their arrays; of what is past it nothing is written. Scores in
     // device memory were stored by the same warp.
     unsafe {
         if strip.keys <= SPAN as i32 {
-            let task = |r: u32| {
+            let task = |i: u32| {
+                let r = r + i * CONSUMER_WARPS;
                 let (row, rule) = noted(p, shared.notes(), r);
                 let row = if r < rows { row } else { Row { count: 0, first_free: 0, end_free: 0, ..row } };
                 Task { scores: shared.scores(r), row, rule, list: list(r) }
             };
-            let kept = select_rows([task(r), task(r + CONSUMER_WARPS)], lane);
+            let kept = select_rows::<_, 2>(task, lane);
             unroll!(I < 2 {
                 let r = r + I as u32 * CONSUMER_WARPS;
                 global::st_u32_if(p.counts + place(r) * 4, kept[I], ((lane == 0) & (r < rows)) as u32);

@@ -39,7 +39,7 @@ pub unsafe fn select_row<S: Scores>(scores: S, row: Row, rule: Rule, list: List,
         } else if !rule.chooses(row) {
             write_all(row.count, list, lane)
         } else if !S::LONG || (S::SHORT && row.count <= IN_REGISTERS) {
-            select_rows([Task { scores, row, rule, list }], lane)[0]
+            select_rows::<S, 1>(|_| Task { scores, row, rule, list }, lane)[0]
         } else {
             select_long(scores, row, rule, list, lane)
         }

@@ -23,39 +23,43 @@ pub struct Task<S> {
     pub list: List,
 }
 
-/// Writes the lists of one or two rows and returns their lengths, for every lane.
+/// Writes the lists of one or two rows, `task(0)` and `task(1)`, and returns their lengths, for every lane. Tasks are asked for
+/// again rather than kept in registers.
 ///
 /// # Safety
 /// A whole warp calls it, converged, with the same tasks; candidates of rows that choose have scores; lists have room for their
 /// capacity, and nobody else uses them.
 #[inline(always)]
-pub unsafe fn select_rows<S: Scores, const N: usize>(tasks: [Task<S>; N], lane: u32) -> [u32; N] {
+pub unsafe fn select_rows<S: Scores, const N: usize>(task: impl Fn(u32) -> Task<S>, lane: u32) -> [u32; N] {
     // SAFETY: forwarded; what decides about the way is the same for all lanes.
     unsafe {
-        let tasks = tasks.map(|task| {
-            let (row, rule) = lane_0s(task.row, task.rule);
-            Task { row, rule, ..task }
+        let choices: [(Choice, Rule); N] = each(|i| {
+            let Task { row, rule, .. } = task(i as u32);
+            let (row, rule) = lane_0s(row, rule);
+            (Choice::new(row, rule, lane), rule)
         });
-        let choices: [Choice; N] = each(|i| Choice::new(tasks[i].row, tasks[i].rule, lane));
-        let mut kept = choices.map(|choice| choice.stay);
-        if choices.iter().any(|choice| choice.budget > 0) {
-            let (sets, exact) = search(&tasks, &choices, lane);
-            let all: [bool; N] = each(|i| exact[i] | tasks[i].rule.keep_all_ties);
+        let mut kept = choices.map(|(choice, _)| choice.stay);
+        if choices.iter().any(|(choice, _)| choice.budget > 0) {
+            let budgets = choices.map(|(choice, _)| choice.budget);
+            let (sets, exact) = search(&task, choices, lane);
+            let all: [bool; N] = each(|i| exact[i] | choices[i].1.keep_all_ties);
             let mut chosen = sets.map(|sets| sets.enough);
             if all.contains(&false) {
-                let first = first_ties(sets, choices.map(|choice| choice.budget), lane);
+                let first = first_ties(sets, budgets, lane);
                 chosen = each(|i| if all[i] { chosen[i] } else { first[i] });
             }
             kept = each(|i| kept[i] | chosen[i]);
         }
-        let lengths = sizes(kept);
-        let (counts, lists) = (tasks.map(|task| task.row.count), tasks.map(|task| task.list));
+        let mut lengths = sizes(kept);
         let mut i = 0;
         while i < N as i32 {
-            write_places(pick(kept, i), pick(lengths, i), pick(counts, i), 0, pick(lists, i), lane);
+            let (Task { row, list, .. }, length) = (task(i as u32), pick(lengths, i));
+            let count = warp::shfl_idx_u32(row.count as u32, 0) as i32;
+            let length = write_places(pick(kept, i), length, count, 0, list, lane);
+            lengths = each(|k| if k as i32 == i { length } else { lengths[k] });
             i = math::here(i + 1);
         }
-        each(|i| if lengths[i] < lists[i].capacity { lengths[i] } else { lists[i].capacity })
+        lengths
     }
 }
 
@@ -67,15 +71,20 @@ fn pick<T: Copy, const N: usize>(of: [T; N], i: i32) -> T {
 
 /// The ranked places at or above the `budget`-th key, and whether they are just `budget`. Mostly the high halves tell.
 #[inline(always)]
-unsafe fn search<S: Scores, const N: usize>(tasks: &[Task<S>; N], choices: &[Choice; N], lane: u32) -> ([Nested; N], [bool; N]) {
-    let mut sets = choices.map(|choice| Nested::new(choice.ranked));
+unsafe fn search<S: Scores, const N: usize>(
+    task: &impl Fn(u32) -> Task<S>,
+    choices: [(Choice, Rule); N],
+    lane: u32,
+) -> ([Nested; N], [bool; N]) {
+    let budgets = choices.map(|(choice, _)| choice.budget);
+    let mut sets = choices.map(|(choice, _)| Nested::new(choice.ranked));
     let mut exact = [false; N];
     let mut signs = [Signs::NONE; N];
     let (mut half, mut high) = (Half::HIGH, true);
     // SAFETY: forwarded.
     unsafe {
         loop {
-            let mut planes = planes_of_all(tasks, choices, half, lane);
+            let mut planes = planes_of_all(task, budgets, half, lane);
             if high {
                 signs = each(|i| Signs::new(&planes[i]));
                 unroll!(I < 2 { if I < N { planes[I][15] = Signs::TOP; } });
@@ -87,12 +96,12 @@ unsafe fn search<S: Scores, const N: usize>(tasks: &[Task<S>; N], choices: &[Cho
                 }
                 unroll!(B < 4 {
                     let plane = each(|i| signs[i].key_plane(planes[i][15 - 4 * A - B]));
-                    let (next, now) = step(sets, plane, choices.map(|choice| choice.budget));
+                    let (next, now) = step(sets, plane, budgets);
                     sets = next;
                     exact = each(|i| exact[i] | now[i]);
                 });
             });
-            let more: [bool; N] = each(|i| !exact[i] & (tasks[i].rule.low_bit < BF16_LOW_BIT));
+            let more: [bool; N] = each(|i| !exact[i] & (choices[i].1.low_bit < BF16_LOW_BIT));
             if !high || !more.contains(&true) {
                 return (sets, exact);
             }
@@ -103,17 +112,21 @@ unsafe fn search<S: Scores, const N: usize>(tasks: &[Task<S>; N], choices: &[Cho
 
 /// Planes of one half of the scores of rows that choose, one row after the other.
 #[inline(always)]
-unsafe fn planes_of_all<S: Scores, const N: usize>(tasks: &[Task<S>; N], choices: &[Choice; N], half: Half, lane: u32) -> [[u32; 16]; N] {
-    let (scores, counts) = (tasks.map(|task| task.scores), tasks.map(|task| task.row.count));
-    let budgets = choices.map(|choice| choice.budget);
+unsafe fn planes_of_all<S: Scores, const N: usize>(
+    task: &impl Fn(u32) -> Task<S>,
+    budgets: [u32; N],
+    half: Half,
+    lane: u32,
+) -> [[u32; 16]; N] {
     let mut planes = [[0; 16]; N];
     let mut i = 0;
     while i < N as i32 {
         // The row before makes room: registers have no index.
         planes[0] = planes[N - 1];
         if pick(budgets, i) > 0 {
+            let Task { scores, row, .. } = task(i as u32);
             // SAFETY: forwarded.
-            planes[N - 1] = unsafe { planes_of(pick(scores, i), pick(counts, i), half, lane) };
+            planes[N - 1] = unsafe { planes_of(scores, warp::shfl_idx_u32(row.count as u32, 0) as i32, half, lane) };
         }
         i = math::here(i + 1);
     }
@@ -149,6 +162,7 @@ pub unsafe fn first_ties<const N: usize>(mut sets: [Nested; N], budgets: [u32; N
     unsafe {
         unroll!(B in [0 1 2 3 4] { sets = step(sets, [ORDER[B]; N], budgets).0; });
         let tied = sets.map(|sets| sets.tied());
+        let lane = math::here(lane as i32);
         let before = tied.map(|tied| (warp::ballot(tied) & ((1 << lane) - 1)).count_ones());
         let sure = sizes(sets.map(|sets| sets.too_few));
         each(|i| if sure[i] + before[i] < budgets[i] { sets[i].too_few | tied[i] } else { sets[i].too_few })
@@ -162,7 +176,8 @@ pub unsafe fn first_ties<const N: usize>(mut sets: [Nested; N], budgets: [u32; N
 /// A whole warp, converged; the list has room for its capacity, and nobody else uses it.
 #[inline(always)]
 pub unsafe fn write_places(mut set: u32, mut length: u32, count: i32, first: u32, list: List, lane: u32) -> u32 {
-    // Lanes up to this one, and with it.
+    // Lanes up to this one, and with it. Here, as in the loops of rows below it: what hangs on the lane takes registers.
+    let lane = math::here(lane as i32) as u32;
     let through = u32::MAX >> (31 - lane);
     // SAFETY: forwarded; the length is the same for all lanes.
     unsafe {
@@ -173,12 +188,14 @@ pub unsafe fn write_places(mut set: u32, mut length: u32, count: i32, first: u32
         // The entry before the next: ranks count from 1.
         let (mut base, mut at) = (0, list.at.wrapping_sub(4));
         while base < count {
-            let mut rank = [0; 4];
+            let (mut rank, mut all) = ([0; 4], [0; 4]);
             unroll!(U < 4 { rank[U] = (warp::ballot(set & (1 << U)) & through).count_ones(); });
+            // The last lane's rank counts them all, at a fraction of what counting again costs.
+            unroll!(U < 4 { all[U] = warp::shfl_idx_u32(rank[U], 31); });
             unroll!(U < 4 {
-                global::st_u32_if(at.wrapping_add(rank[U] as u64 * 4), first + base as u32 + 32 * U as u32 + lane, set & (1 << U));
-                // The last lane's rank counts all of them, at a fraction of what counting again costs.
-                at = at.wrapping_add(warp::shfl_idx_u32(rank[U], 31) as u64 * 4);
+                let entry = at.wrapping_add(rank[U] as u64 * 4);
+                global::st_u32_if(entry, first + base as u32 + 32 * U as u32 + lane, set & (1 << U));
+                at = at.wrapping_add(all[U] as u64 * 4);
             });
             set >>= 4;
             base += 128;
