@@ -28,21 +28,30 @@ impl Choice {
     }
 }
 
-/// Bits of a count in a word of several.
+/// Bits of a count in a word of two.
 const FIELD: u32 = 16;
 
-/// One count, or two, of at most 1,024, in a word: words of that kind may be added.
+/// One count, or two, of at most 1,024, in a word: words of that kind may be added. `mad` is `a * b + c`.
 #[inline(always)]
-pub fn packed<const N: usize>(counts: [u32; N]) -> u32 {
-    const { assert!(N >= 1 && N as u32 * FIELD <= u32::BITS) }
-    counts.iter().rev().fold(0, |word, count| word << (FIELD % u32::BITS) | count)
+pub fn packed<const N: usize>(counts: [u32; N], mad: impl Fn(u32, u32, u32) -> u32) -> u32 {
+    const { assert!(N == 1 || N == 2) };
+    if N == 1 { counts[0] } else { mad(counts[N - 1], 1 << FIELD, counts[0]) }
 }
 
 /// The counts of such a word.
 #[inline(always)]
 pub fn unpacked<const N: usize>(word: u32) -> [u32; N] {
-    const { assert!(N >= 1 && N as u32 * FIELD <= u32::BITS) }
+    const { assert!(N == 1 || N == 2) };
     core::array::from_fn(|i| if N == 1 { word } else { word >> (i as u32 * FIELD) & ((1 << FIELD) - 1) })
+}
+
+/// Which counts of such a word are at least these. What lies below a count in the word does not matter, what lies above does: less
+/// work than to unpack them.
+#[inline(always)]
+pub fn reached<const N: usize>(word: u32, least: [u32; N]) -> [bool; N] {
+    const { assert!(N == 1 || N == 2) };
+    let top = (N as u32 - 1) * FIELD;
+    core::array::from_fn(|i| word << (top - i as u32 * FIELD) >= least[i] << top)
 }
 
 #[cfg(test)]
@@ -52,11 +61,16 @@ mod tests {
 
     #[test]
     fn counts_of_all_lanes_stay_apart() {
-        for counts in [[0, 0], [1024, 0], [0, 1024], [1024, 1024], [3, 999]] {
+        let mad = |a, b, c| a * b + c;
+        for counts in [[0, 0], [1024, 0], [0, 1024], [1024, 1024], [3, 999], [1, 1]] {
             // As lanes add them up.
-            let word: u32 = (0..32).map(|lane| packed(counts.map(|count| count / 32 + (lane < count % 32) as u32))).sum();
+            let word: u32 = (0..32).map(|lane| packed(counts.map(|count| count / 32 + (lane < count % 32) as u32), mad)).sum();
             assert_eq!(unpacked(word), counts);
-            assert_eq!(unpacked(packed([counts[0]])), [counts[0]]);
+            assert_eq!(unpacked(packed([counts[0]], mad)), [counts[0]]);
+            for least in [[0, 0], [1, 1], [0, 1023], [1023, 0], [3, 999], [4, 998], [2, 1000], [1023, 1023]] {
+                assert_eq!(reached(word, least), [counts[0] >= least[0], counts[1] >= least[1]], "{counts:?}, {least:?}");
+                assert_eq!(reached(counts[0], [least[0]]), [counts[0] >= least[0]]);
+            }
         }
     }
 

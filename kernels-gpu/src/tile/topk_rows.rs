@@ -1,9 +1,10 @@
 //! Top-k of rows whose keys one warp holds in registers, one row or two together. A step of the search is a chain of slow
 //! instructions on which the next step hangs; two rows take them side by side, and one sum over the lanes counts for both.
 
-use crate::layout::choice::{Choice, packed, unpacked};
+use crate::layout::choice::{Choice, packed, reached, unpacked};
 use crate::layout::planes::{Half, Nested, ORDER, Signs};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
+use crate::ptx::int::mad;
 use crate::ptx::{global, math, warp};
 use crate::tile::key_planes::{Scores, planes_of};
 use crate::tile::topk::{List, lane_0s};
@@ -78,7 +79,6 @@ unsafe fn search<S: Scores, const N: usize>(
 ) -> ([Nested; N], [bool; N]) {
     let budgets = choices.map(|(choice, _)| choice.budget);
     let mut sets = choices.map(|(choice, _)| Nested::new(choice.ranked));
-    let mut exact = [false; N];
     let mut signs = [Signs::NONE; N];
     let (mut half, mut high) = (Half::HIGH, true);
     // SAFETY: forwarded.
@@ -89,18 +89,16 @@ unsafe fn search<S: Scores, const N: usize>(
                 signs = each(|i| Signs::new(&planes[i]));
                 unroll!(I < 2 { if I < N { planes[I][15] = Signs::TOP; } });
             }
-            unroll!(A < 4 {
-                // Asked every four steps: a step too many changes nothing.
-                if A > 0 && !exact.contains(&false) {
+            unroll!(B < 8 { sets = step(sets, each(|i| signs[i].key_plane(planes[i][15 - B])), budgets); });
+            // Low halves tell soon: a step too many changes nothing, but takes its time.
+            if !high {
+                let exact = exact(sets, budgets);
+                if !exact.contains(&false) {
                     return (sets, exact);
                 }
-                unroll!(B < 4 {
-                    let plane = each(|i| signs[i].key_plane(planes[i][15 - 4 * A - B]));
-                    let (next, now) = step(sets, plane, budgets);
-                    sets = next;
-                    exact = each(|i| exact[i] | now[i]);
-                });
-            });
+            }
+            unroll!(B < 8 { sets = step(sets, each(|i| signs[i].key_plane(planes[i][7 - B])), budgets); });
+            let exact = exact(sets, budgets);
             let more: [bool; N] = each(|i| !exact[i] & (choices[i].1.low_bit < BF16_LOW_BIT));
             if !high || !more.contains(&true) {
                 return (sets, exact);
@@ -108,6 +106,14 @@ unsafe fn search<S: Scores, const N: usize>(
             (half, high) = (Half::LOW, false);
         }
     }
+}
+
+/// Whether the larger sets have just their budgets.
+#[inline(always)]
+unsafe fn exact<const N: usize>(sets: [Nested; N], budgets: [u32; N]) -> [bool; N] {
+    // SAFETY: a whole warp, converged.
+    let sizes = unsafe { sizes(sets.map(|sets| sets.enough)) };
+    each(|i| sizes[i] == budgets[i])
 }
 
 /// Planes of one half of the scores of rows that choose, one row after the other.
@@ -139,17 +145,24 @@ unsafe fn planes_of_all<S: Scores, const N: usize>(
 /// A whole warp calls it, converged.
 #[inline(always)]
 pub unsafe fn sizes<const N: usize>(sets: [u32; N]) -> [u32; N] {
-    // SAFETY: a whole warp, converged.
-    unpacked(unsafe { warp::add_u32(packed(sets.map(u32::count_ones))) })
+    // SAFETY: forwarded.
+    unpacked(unsafe { packed_sizes(sets) })
 }
 
-/// A step of the search, and whether the larger set has just `budget` places after it.
+/// As [`sizes`], in one word.
 #[inline(always)]
-unsafe fn step<const N: usize>(sets: [Nested; N], planes: [u32; N], budgets: [u32; N]) -> ([Nested; N], [bool; N]) {
+unsafe fn packed_sizes<const N: usize>(sets: [u32; N]) -> u32 {
+    // SAFETY: a whole warp, converged.
+    unsafe { warp::add_u32(packed(sets.map(u32::count_ones), mad)) }
+}
+
+/// A step of the search.
+#[inline(always)]
+unsafe fn step<const N: usize>(sets: [Nested; N], planes: [u32; N], budgets: [u32; N]) -> [Nested; N] {
     let between: [u32; N] = each(|i| sets[i].between(planes[i]));
     // SAFETY: a whole warp, converged: counts are the same for all lanes.
-    let reach = unsafe { sizes(between) };
-    (each(|i| sets[i].step(between[i], reach[i] >= budgets[i])), each(|i| reach[i] == budgets[i]))
+    let enough = reached(unsafe { packed_sizes(between) }, budgets);
+    each(|i| sets[i].step(between[i], enough[i]))
 }
 
 /// The smaller set, and of those between it and the larger the first, in order of their places, up to `budget` in all.
@@ -160,7 +173,7 @@ unsafe fn step<const N: usize>(sets: [Nested; N], planes: [u32; N], budgets: [u3
 pub unsafe fn first_ties<const N: usize>(mut sets: [Nested; N], budgets: [u32; N], lane: u32) -> [u32; N] {
     // SAFETY: a whole warp, converged.
     unsafe {
-        unroll!(B in [0 1 2 3 4] { sets = step(sets, [ORDER[B]; N], budgets).0; });
+        unroll!(B in [0 1 2 3 4] { sets = step(sets, [ORDER[B]; N], budgets); });
         let tied = sets.map(|sets| sets.tied());
         let lane = math::here(lane as i32);
         let before = tied.map(|tied| (warp::ballot(tied) & ((1 << lane) - 1)).count_ones());
