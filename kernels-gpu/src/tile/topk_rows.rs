@@ -198,18 +198,20 @@ pub unsafe fn write_places(mut set: u32, mut length: u32, count: i32, first: u32
             length = list.capacity;
             [set] = first_ties([Nested::new(set)], [length], lane);
         }
-        // The entry before the next: ranks count from 1.
-        let (mut base, mut at) = (0, list.at.wrapping_sub(4));
+        // Ranks count from 1.
+        let (mut base, mut before) = (0, list.at.wrapping_sub(4));
         while base < count {
             let (mut rank, mut all) = ([0; 4], [0; 4]);
             unroll!(U < 4 { rank[U] = (warp::ballot(set & (1 << U)) & through).count_ones(); });
             // The last lane's rank counts them all, at a fraction of what counting again costs.
             unroll!(U < 4 { all[U] = warp::shfl_idx_u32(rank[U], 31); });
+            let mut done = 0;
             unroll!(U < 4 {
-                let entry = at.wrapping_add(rank[U] as u64 * 4);
+                let entry = before.wrapping_add(u64::from(rank[U] + done) * 4);
                 global::st_u32_if(entry, first + base as u32 + 32 * U as u32 + lane, set & (1 << U));
-                at = at.wrapping_add(all[U] as u64 * 4);
+                done += all[U];
             });
+            before = before.wrapping_add(u64::from(done) * 4);
             set >>= 4;
             base += 128;
         }
