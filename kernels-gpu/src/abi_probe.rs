@@ -65,6 +65,9 @@ pub struct RowParams {
 /// Rows of one block of `probe_select_rows`: one a warp.
 pub const PROBE_ROWS: u32 = THREADS / 32;
 
+/// Rows of such a block where a warp has two.
+pub const PROBE_PAIR_ROWS: u32 = 2 * PROBE_ROWS;
+
 /// Threads of a `probe_rate_*` kernel.
 pub const RATE_THREADS: u32 = 384;
 /// Registers that a thread of such a kernel streams its instruction over, one round a trip.
@@ -118,7 +121,7 @@ const _: () = {
     assert!(core::mem::size_of::<ProbeParams>() == 48);
     assert!(core::mem::size_of::<RateParams>() == 24);
     assert!(core::mem::size_of::<RowParams>() == 32);
-    assert!(REGIONS_AT + PROBE_ROWS * 1024 * 4 <= SMEM_BYTES);
+    assert!(REGIONS_AT + PROBE_PAIR_ROWS * 1024 * 4 <= SMEM_BYTES);
     assert!((2 * REGION_BYTES).is_multiple_of(RATE_THREADS * 16));
     assert!(REGION_BYTES >= 136 * 128 && REGION_BYTES.is_multiple_of(THREADS * 16) && REGION_BYTES.is_multiple_of(1024));
 };

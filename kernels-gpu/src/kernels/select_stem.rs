@@ -16,6 +16,7 @@ use crate::config::select::{
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
 use crate::layout::select::{Row, sum_offset};
+use crate::pipeline::lists::{scores_at, write_lists};
 use crate::pipeline::scores::{Consumer, Shared};
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
@@ -23,7 +24,6 @@ use crate::ptx::{barrier, cluster, cp_async, fence, global, math, mbarrier, pdl,
 use crate::tile::reduce::ValueTerm;
 use crate::tile::strip::{Span, Strip, Strips, noted, wants_scores};
 use crate::tile::sums::{GroupSum, NO_TOKEN, Queries};
-use crate::tile::topk::{DeviceScores, List, select_row};
 use crate::unroll;
 
 /// Entry: see [`SelectParams`] for the grid, the tensors and the tensor map.
@@ -285,17 +285,6 @@ unsafe fn release_scores(shared: Shared, consumer: Consumer) {
     }
 }
 
-/// Address of the scores of row `r` in device memory, if they go there.
-#[inline(always)]
-fn scores_at(p: &SelectParams, strip: &Strip, r: u32) -> u64 {
-    let row = if p.scores_by_block != 0 {
-        special::ctaid_x() as u64 * ROWS as u64 + r as u64
-    } else {
-        strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64
-    };
-    p.scores + row * p.score_stride as u32 as u64 * 4
-}
-
 /// Copies what the strip's rows see of a span to device memory, if the caller wants the scores or more spans follow.
 #[inline(always)]
 unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) {
@@ -318,30 +307,6 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
                 global::st_u32_if(to + j as u32 as u64 * 4, score, ((j < span.count) & (span.first + j < count)) as u32);
                 base += 32;
             }
-            r += CONSUMER_WARPS;
-        }
-    }
-}
-
-/// Decides what each row of the strip keeps, a row a warp.
-#[inline(always)]
-unsafe fn write_lists(p: &SelectParams, shared: Shared, strip: &Strip) {
-    let thread = special::tid_x_again();
-    let (mut r, lane) = (thread / 32, thread % 32);
-    // SAFETY: rows of the strip, whose lists and counts lie inside their arrays. Scores in device memory were stored by the
-    // same warp.
-    unsafe {
-        while r < strip.rows as u32 {
-            let (row, rule) = noted(p, shared.notes(), r);
-            let place = strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64;
-            let list = List { at: p.lists + place * p.list_stride as u32 as u64 * 4, capacity: p.list_stride as u32 };
-            let kept = if strip.keys <= SPAN as i32 {
-                select_row(shared.scores(r), row, rule, list, lane)
-            } else {
-                warp::sync();
-                select_row(DeviceScores(scores_at(p, strip, r)), row, rule, list, lane)
-            };
-            global::st_u32_if(p.counts + place * 4, kept, (lane == 0) as u32);
             r += CONSUMER_WARPS;
         }
     }

@@ -97,7 +97,7 @@ mod tests {
     fn digits(scores: &[u32; 32], rounded: bool) -> Vec<[u32; 4]> {
         let scores = scores.map(|x| (f32::from_bits(x) + 0.0).to_bits());
         let mut high = planes(&scores, Half::HIGH);
-        let signs = Signs::new(&high, false);
+        let signs = Signs::new(&high);
         high[15] = Signs::TOP;
         let halves = if rounded { vec![high] } else { vec![high, planes(&scores, Half::LOW)] };
         let digit = |half: &[u32; 16], d: usize| [15, 14, 13, 12].map(|b| signs.key_plane(half[b - 4 * d]));

@@ -1,5 +1,6 @@
 //! Shared-memory swizzle, operand descriptors, fragment maps and page arithmetic as plain `const fn`s, tested on the CPU.
 
+pub mod choice;
 pub mod digits;
 pub mod pages;
 pub mod planes;

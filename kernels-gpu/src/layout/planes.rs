@@ -86,13 +86,11 @@ pub struct Signs {
 }
 
 impl Signs {
-    /// From the planes of the high halves; `minus_zero` says whether there may be one, and the halves are whole scores then.
+    /// From the planes of the high halves of scores none of which is minus zero.
     #[inline(always)]
-    pub const fn new(high: &[u32; 16], minus_zero: bool) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, sign] = *high;
-        let lost = h & i & j & k & l & m & n & o;
-        let some = a | b | c | d | e | f | g | h | i | j | k | l | m | n | o;
-        Self { negative: if minus_zero { sign & some } else { sign }, lost }
+    pub const fn new(high: &[u32; 16]) -> Self {
+        let [.., h, i, j, k, l, m, n, o, negative] = *high;
+        Self { negative, lost: h & i & j & k & l & m & n & o }
     }
 
     /// No score is negative or not finite.
@@ -150,6 +148,8 @@ pub const ORDER: [u32; 5] = [0x0000_ffff, 0x00ff_00ff, 0x0f0f_0f0f, 0x3333_3333,
 /// What the row says about a lane's places `base .. base + 1024`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
+    /// Candidates.
+    pub seen: u32,
     /// Candidates that stay whatever their score.
     pub guards: u32,
     /// Candidates that take part in the ranking.
@@ -162,7 +162,7 @@ impl Places {
     pub const fn new(row: Row, base: i32, lane: u32) -> Self {
         let seen = places_below(row.count - base, lane);
         let free = places_below(row.end_free - base, lane) & !places_below(row.first_free - base, lane);
-        Self { guards: seen & !free, ranked: if row.guards_rank { seen } else { seen & free } }
+        Self { seen, guards: seen & !free, ranked: if row.guards_rank { seen } else { seen & free } }
     }
 }
 
@@ -200,9 +200,9 @@ pub(crate) mod tests {
 
     /// The planes of keys as the kernel makes them: of 16 bits for bf16 values, else of 32, the highest first.
     fn key_planes(scores: &[u32; 32], rounded: bool) -> Vec<u32> {
-        let scores = if rounded { *scores } else { scores.map(|x| (f32::from_bits(x) + 0.0).to_bits()) };
+        let scores = scores.map(|x| (f32::from_bits(x) + 0.0).to_bits());
         let high = planes(&scores, Half::HIGH);
-        let signs = Signs::new(&high, rounded);
+        let signs = Signs::new(&high);
         let mut all = vec![signs.key_plane(Signs::TOP)];
         all.extend(high[..15].iter().rev().map(|&plane| signs.key_plane(plane)));
         if !rounded {
@@ -271,6 +271,7 @@ pub(crate) mod tests {
                 for u in 0..32 {
                     let j = base + 32 * u + lane as i32;
                     let seen = j < row.count;
+                    assert_eq!(places.seen >> u & 1 == 1, seen, "{j} of {row:?}");
                     assert_eq!(places.guards >> u & 1 == 1, seen && row.is_guard(j), "{j} of {row:?}");
                     assert_eq!(places.ranked >> u & 1 == 1, seen && row.ranks(j), "{j} of {row:?}");
                 }

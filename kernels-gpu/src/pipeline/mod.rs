@@ -1,6 +1,7 @@
 //! Stage rings between the producer and the consumers, and the work they share.
 
 pub mod key_scales;
+pub mod lists;
 pub mod probe;
 pub mod ring;
 pub mod scores;

@@ -83,24 +83,24 @@ impl Blend for Instructions {
     }
 }
 
-/// Planes of one half of up to [`IN_REGISTERS`] scores, of which the row has `count`. With `NORMAL`, minus zero counts as zero.
+/// Planes of one half of up to [`IN_REGISTERS`] scores, of which the row has `count`. Minus zero counts as zero.
 ///
 /// # Safety
 /// A whole warp calls it with the same row; it has `count` scores, complete and visible to the caller.
 #[inline(always)]
-pub unsafe fn planes_of<S: Scores, const NORMAL: bool>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 16] {
+pub unsafe fn planes_of<S: Scores>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 16] {
     const MIDDLE: i32 = IN_REGISTERS / 2;
     // SAFETY: forwarded.
     unsafe {
-        let low = planes_from::<S, NORMAL>(scores, count, half, lane);
-        let high = if count > MIDDLE { planes_from::<S, NORMAL>(scores.from(MIDDLE as u32), count - MIDDLE, half, lane) } else { [0; 8] };
+        let low = planes_from::<S>(scores, count, half, lane);
+        let high = if count > MIDDLE { planes_from::<S>(scores.from(MIDDLE as u32), count - MIDDLE, half, lane) } else { [0; 8] };
         joined_planes::<Instructions>(low, high)
     }
 }
 
 /// Planes of up to 512 scores.
 #[inline(always)]
-unsafe fn planes_from<S: Scores, const NORMAL: bool>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 8] {
+unsafe fn planes_from<S: Scores>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 8] {
     // Here: LLVM would keep what hangs on the lane in registers from row to row.
     let lane = math::here(lane as i32);
     let (mine, left) = (scores.from(lane as u32), count - lane);
@@ -108,7 +108,7 @@ unsafe fn planes_from<S: Scores, const NORMAL: bool>(scores: S, count: i32, half
     unroll!(U < 16 {
         // SAFETY: forwarded.
         let score = unsafe { mine.bits(32 * U as u32, 32 * (U as i32) < left) };
-        words[U] = if NORMAL { (f32::from_bits(score) + 0.0).to_bits() } else { score };
+        words[U] = (f32::from_bits(score) + 0.0).to_bits();
     });
     half_planes::<Instructions>(words, half)
 }

@@ -16,5 +16,6 @@ pub mod strip;
 pub mod sums;
 pub mod topk;
 pub mod topk_long;
+pub mod topk_rows;
 #[macro_use]
 pub mod unroll;

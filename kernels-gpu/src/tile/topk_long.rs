@@ -6,7 +6,8 @@ use crate::layout::planes::{Half, Nested, Places, Signs};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
 use crate::ptx::warp;
 use crate::tile::key_planes::{IN_REGISTERS, Scores, planes_of};
-use crate::tile::topk::{List, first_ties, size, write_places};
+use crate::tile::topk::List;
+use crate::tile::topk_rows::{first_ties, sizes, write_places};
 use crate::unroll;
 
 /// A row of any length.
@@ -36,10 +37,10 @@ pub unsafe fn select_long<S: Scores>(scores: S, row: Row, rule: Rule, list: List
             let mut kept = places.guards;
             if budget > 0 {
                 let sets = narrowed(scores, row, base, decided, None, lane);
-                let (mut ties, count) = (sets.tied(), size(sets.tied()));
+                let (mut ties, count) = (sets.tied(), sizes([sets.tied()])[0]);
                 if !all_ties {
                     if count > room {
-                        ties = first_ties(Nested::new(ties), room, lane);
+                        [ties] = first_ties([Nested::new(ties)], [room], lane);
                         room = 0;
                     } else {
                         room -= count;
@@ -48,7 +49,8 @@ pub unsafe fn select_long<S: Scores>(scores: S, row: Row, rule: Rule, list: List
                 kept |= sets.too_few | ties;
             }
             let rest = List { at: list.at + length as u64 * 4, capacity: list.capacity - length };
-            length += write_places(kept, piece(row, base), base as u32, rest, lane);
+            let [size] = sizes([kept]);
+            length += write_places(kept, size, piece(row, base), base as u32, rest, lane);
             base += IN_REGISTERS;
         }
         length
@@ -73,9 +75,9 @@ unsafe fn narrowed<S: Scores>(scores: S, row: Row, base: i32, decided: Decided, 
     let last = if reach.is_some() { decided.digits + 1 } else { decided.digits };
     while first < last {
         // SAFETY: forwarded.
-        let mut planes = unsafe { planes_of::<S, true>(scores, count, half, lane) };
+        let mut planes = unsafe { planes_of(scores, count, half, lane) };
         if first == 0 {
-            signs = Signs::new(&planes, false);
+            signs = Signs::new(&planes);
             planes[15] = Signs::TOP;
         }
         unroll!(D < 4 {

@@ -8,9 +8,9 @@ use rand_distr::StandardNormal;
 use rstest::rstest;
 use stem_attn::driver::Launch;
 use stem_attn::{Guards, Preset, StemConfig, TieRule, reference};
-use stem_attn_kernels::abi_probe::{PROBE_ROWS, ProbeParams, RowParams};
+use stem_attn_kernels::abi_probe::{PROBE_PAIR_ROWS, PROBE_ROWS, ProbeParams, RowParams};
 use stem_attn_kernels::layout::select::{BF16_LOW_BIT, Row};
-use stem_attn_tests::gpu::gpu;
+use stem_attn_tests::gpu::{Gpu, gpu};
 
 /// One row: its scores, and everything that decides about them.
 struct Case {
@@ -53,13 +53,21 @@ fn case(rng: &mut StdRng, count: usize) -> Case {
         0 => 1,
         1 => count,
         2 => count.saturating_sub(1).max(1),
-        _ => rng.random_range(1..=count),
+        _ => rng.random_range(1..=count.max(1)),
     };
     Case { scores, budget, config, low_bit: if rounded { BF16_LOW_BIT } else { 0 } }
 }
 
+/// Where the kernel has the scores, and how many rows a warp takes.
+#[derive(Clone, Copy)]
+enum Source {
+    Device,
+    Shared,
+    SharedPairs,
+}
+
 #[rstest]
-fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool, #[values(4097, 40)] capacity: usize) {
+fn rows_of_every_kind_give_the_rules_list(#[values(Source::Device, Source::Shared)] source: Source, #[values(4097, 40)] capacity: usize) {
     let Some(gpu) = gpu() else { return };
     let rng = &mut rng("rows_of_every_kind_give_the_rules_list");
     // Rows of one lane's keys and all, at the edges of what registers hold, and past it.
@@ -70,6 +78,36 @@ fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool, #
             case(rng, count)
         })
         .collect();
+    expect_lists(&gpu, &cases, capacity, source);
+}
+
+/// Rows that a warp decides together: of one length and of very different ones, without candidates, one that chooses and one that
+/// does not, one with f32 scores and one with bf16 scores, one that keeps ties and one that does not; the last row is alone.
+#[rstest]
+fn pairs_of_rows_give_the_rules_lists(#[values(1024, 40)] capacity: usize) {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut rng("pairs_of_rows_give_the_rules_lists");
+    let lengths = [0, 1, 2, 31, 32, 33, 56, 127, 128, 129, 256, 511, 512, 513, 768, 1000, 1023, 1024];
+    let mut cases: Vec<Case> = Vec::new();
+    for pair in 0..2500 {
+        let first = lengths[pair % lengths.len()];
+        let second = match pair % 3 {
+            0 => first,
+            1 => lengths[pair / lengths.len() % lengths.len()],
+            _ => rng.random_range(0..=1024),
+        };
+        cases.extend([first, second].map(|count| case(rng, count)));
+    }
+    cases.push(case(rng, 1024));
+    let chooses = |case: &Case| case.budget < case.scores.len();
+    let mixed = cases.chunks(2).filter(|pair| pair.len() == 2 && chooses(&pair[0]) != chooses(&pair[1])).count();
+    let both = cases.chunks(2).filter(|pair| pair.iter().all(chooses)).count();
+    assert!(mixed > 300 && both > 300, "{mixed} pairs of one row that chooses, {both} of two");
+    expect_lists(&gpu, &cases, capacity, Source::SharedPairs);
+}
+
+/// Runs the kernel on rows and compares their lists with the CPU's rule.
+fn expect_lists(gpu: &Gpu, cases: &[Case], capacity: usize, source: Source) {
     let stride = 4097;
     let mut scores = vec![1e30f32; cases.len() * stride];
     let mut rows = Vec::new();
@@ -93,20 +131,21 @@ fn rows_of_every_kind_give_the_rules_list(#[values(false, true)] shared: bool, #
     let (scores, rows) = (gpu.upload(&scores), gpu.upload(&rows));
     let (lists, counts) = (gpu.poisoned::<i32>(cases.len() * capacity), gpu.poisoned::<i32>(cases.len()));
     let params = ProbeParams {
-        a: address(&gpu, &scores),
-        b: address(&gpu, &rows),
-        c: address(&gpu, &counts),
-        out: address(&gpu, &lists),
+        a: address(gpu, &scores),
+        b: address(gpu, &rows),
+        c: address(gpu, &counts),
+        out: address(gpu, &lists),
         count: cases.len() as i32,
         x: stride as i32,
         y: capacity as i32,
-        z: shared.into(),
+        z: source as i32,
     };
-    launch(&gpu, "probe_select_rows", Launch::grid(cases.len().div_ceil(PROBE_ROWS as usize), 1, 1), &params, None);
+    let rows_of_block = if matches!(source, Source::SharedPairs) { PROBE_PAIR_ROWS } else { PROBE_ROWS };
+    launch(gpu, "probe_select_rows", Launch::grid(cases.len().div_ceil(rows_of_block as usize), 1, 1), &params, None);
     let lists = gpu.download(&lists, cases.len() * capacity);
     let counts = gpu.download(&counts, cases.len());
     for (i, case) in cases.iter().enumerate() {
-        let mut want = reference::topk_row(&case.scores, case.budget, case.scores.len() - 1, &case.config);
+        let mut want = reference::topk_row(&case.scores, case.budget, case.scores.len().saturating_sub(1), &case.config);
         // What a list has no room for is left out.
         want.truncate(capacity);
         let list = &lists[i * capacity..][..capacity];
