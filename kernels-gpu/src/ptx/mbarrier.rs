@@ -68,6 +68,24 @@ pub unsafe fn expect_tx_if(bar: SmemAddr, bytes: u32, on: u32) {
     }
 }
 
+/// Where `on` is not 0, announces `bytes` of coming copies without arriving.
+/// PTX: `@p mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [bar], bytes`. Called by a thread, or by a warp with one lane `on`.
+///
+/// # Safety
+/// As [`expect_tx_if`], but that the phase expects no arrival of this.
+#[inline(always)]
+pub unsafe fn announce_if(bar: SmemAddr, bytes: u32, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; @p mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [{bar}], {bytes}; }}",
+            bar = in(reg32) bar.0,
+            bytes = in(reg32) bytes,
+            on = in(reg32) on,
+        );
+    }
+}
+
 /// Arrives once (release). PTX: `mbarrier.arrive.shared::cta.b64 _, [bar]`. Called by a thread.
 ///
 /// # Safety
@@ -93,6 +111,16 @@ pub unsafe fn arrive_if(bar: SmemAddr, on: u32) {
             on = in(reg32) on,
         );
     }
+}
+
+/// Arrives `count` times (release). PTX: `mbarrier.arrive.shared::cta.b64 _, [bar], count`. Called by a thread.
+///
+/// # Safety
+/// - As [`arrive`], for `count` arrivals, at least one.
+#[inline(always)]
+pub unsafe fn arrive_times(bar: SmemAddr, count: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("mbarrier.arrive.shared::cta.b64 _, [{}], {};", in(reg32) bar.0, in(reg32) count) };
 }
 
 /// Waits a bounded time for the phase of parity `parity` to complete (acquire); true when it has.

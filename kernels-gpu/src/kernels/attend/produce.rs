@@ -77,7 +77,9 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
         let work = Item::locate(p, n);
         let any = (work.count > 0) as u32;
         shared.q.wait_empty(at);
-        // The copy first, then the slot, which takes a look-up more: the phase cannot end before it has been announced.
+        // The copy first, then the slot, which takes a look-up more. Its bytes are announced before they can come: a barrier's count
+        // of them must not fall below zero.
+        mbarrier::announce_if(shared.q.full(at), any * TILE, leader);
         tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], leader & any);
         // Its rows' scales meanwhile come as far as L2.
         let mut row = special::lane_id();
@@ -86,7 +88,7 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
             row += 32;
         }
         shared.slot(at).fill(p, &work, leader);
-        mbarrier::expect_tx_if(shared.q.full(at), any * TILE, leader);
+        mbarrier::arrive_if(shared.q.full(at), leader);
         warp::sync();
     }
 }
