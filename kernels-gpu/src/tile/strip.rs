@@ -178,6 +178,8 @@ impl Strip {
         unsafe {
             let (row, rule) = self.lane_row(p, lane);
             let mine = (lane % CONSUMER_WARPS == warp) as u32;
+            // Nobody reads the notes of the strip before any more.
+            warp::sync();
             let entry = [row.count, row.first_free, row.end_free, rule.budget];
             unroll!(W < 4 { smem::st_u32_if(notes.offset(lane * NOTE_BYTES + 4 * W as u32), entry[W] as u32, mine); });
             let scored = warp::any(self.asks(p, row, rule, lane));
