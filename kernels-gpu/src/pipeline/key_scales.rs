@@ -13,7 +13,7 @@ use crate::config::attend::STAGES;
 use crate::layout::pages::{is_page, scale_offset};
 use crate::pipeline::ring::{Cursor, Ring};
 use crate::pipeline::work::{Item, item};
-use crate::ptx::{SmemAddr, global, mbarrier, smem, special, warp};
+use crate::ptx::{SmemAddr, global, mbarrier, smem, special};
 use crate::tile::key_scales::scale_columns;
 use crate::tile::mma::{FIRST, Scores};
 use crate::unroll;
