@@ -179,8 +179,10 @@ pub mod select {
     pub const TILE_BYTES: u32 = TILE * STEP * 2;
     /// Bytes of one step of the query sums.
     pub const SUM_BYTES: u32 = ROWS * STEP * 2;
-    /// Stages of key sums: what is in flight hides the L2 latency and what the blocks of a cluster drift apart.
-    pub const STAGES: u32 = 4;
+    /// Tiles of key sums that the ring holds: what is in flight hides the L2 latency and what the blocks of a cluster drift apart. A
+    /// stage is one step of a chunk, rounded up to a power of two: four stages, or eight or sixteen where a span has two tiles or one.
+    pub const RING_TILES: u32 = 16;
+    const _: () = assert!(RING_TILES.is_multiple_of(CONSUMERS) && STEPS.is_multiple_of(2 * RING_TILES), "every span finds the ring empty");
     /// Groups of query sums made ahead.
     pub const SUM_STAGES: u32 = 2;
     /// Barriers of each kind that the groups of query sums go through. More than stages: a warp that has every fourth group only
@@ -203,17 +205,15 @@ pub mod select {
     /// Where things lie in dynamic shared memory.
     pub mod smem {
         use super::{
-            CHUNK, CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS,
+            CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS, TILE_BYTES,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
-        /// Bytes of one.
-        pub const STAGE_BYTES: u32 = CHUNK * STEP * 2;
         /// Scores of the strip, over the ring: its stages are empty when the accumulators are complete.
         pub const SCORES: u32 = RING;
         /// Groups of query sums, behind the ring and the scores, which are a little longer; aligned for the swizzle.
         pub const SUMS: u32 = (SCORES + ROWS * PITCH * 4).next_multiple_of(1024);
-        const _: () = assert!(RING + STAGES * STAGE_BYTES <= SUMS);
+        const _: () = assert!(RING + RING_TILES * TILE_BYTES <= SUMS);
         /// Stages of queries, those of one summing warpgroup after those of the other.
         pub const QUERIES: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
         /// Value terms of the span.
@@ -230,7 +230,7 @@ pub mod select {
         /// Barriers of the ring: full, then empty ones.
         pub const RING_BARRIERS: u32 = NOTES + ROWS * NOTE_BYTES;
         /// Barriers of the query sums.
-        pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * STAGES;
+        pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * RING_TILES;
         /// Barriers that complete when a group of query sums is written.
         pub const WRITTEN: u32 = SUM_BARRIERS + 16 * SUM_TURNS;
         /// Barrier that completes when the consumers are done with the scores.

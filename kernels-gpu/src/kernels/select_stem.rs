@@ -10,8 +10,8 @@
 
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, ROWS, SPAN, STAGES,
-    STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
+    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, RING_TILES, ROWS,
+    SPAN, STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
@@ -91,7 +91,6 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
 unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane: u32) {
     let (rank, blocks, leader) = (cluster::rank(), cluster::blocks(), (lane == 0) as u32);
     let everyone = ((1u32 << blocks) - 1) as u16;
-    let mut at = Turn::<STAGES>::START;
     let (mut strips, mut spans) = (Strips::new(p), 0u32);
     // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, and the scores that lie over the ring
     // before its first one is; what lies outside the tensor is zero-filled.
@@ -109,22 +108,23 @@ unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane:
                 let span = strip.span(first);
                 // The parity of the phase before the first is 1: the first span does not wait.
                 mbarrier::wait(shared.done(), (spans & 1) ^ 1);
-                let chunks = span.chunks();
-                let mut step = 0;
+                let (chunks, stages) = (span.chunks(), span.stages());
+                let (mut step, mut n) = (0, 0);
                 while step < STEPS {
                     let mut chunk = 0;
                     while chunk < chunks {
                         let tiles = span.tiles(chunk);
                         let key = kb_start + first + (chunk * CONSUMERS * TILE) as i32;
+                        let at = Turn::<RING_TILES>::of(n, stages);
                         shared.keys.wait_empty(at);
                         mbarrier::expect_tx_if(shared.keys.full(at), tiles * TILE_BYTES, leader);
                         unroll!(T < 4 {
                             let tile = T as u32;
                             let mine = leader & (tile < tiles) as u32 & (tile & (blocks - 1) == rank) as u32;
                             let coords = [(step * STEP) as i32, key + (tile * TILE) as i32, kv_head];
-                            cluster::load_3d_if(shared.key_tile(at, tile), k_map, shared.keys.full(at), coords, everyone, mine);
+                            cluster::load_3d_if(shared.key_tile(at.stage(), stages, tile), k_map, shared.keys.full(at), coords, everyone, mine);
                         });
-                        at = at.next();
+                        n += 1;
                         chunk += 1;
                     }
                     step += 1;
@@ -190,7 +190,7 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, warp: u32, thread: u32) 
                 // A span has an even number of passes over the ring: every strip finds it as the first one did. The stage is free
                 // when the group has been read that many before: its barrier is the one that comes as many after.
                 let to = Turn::<SUM_TURNS>::at(group);
-                shared.sums.wait_empty(Turn::at(group + SUM_STAGES));
+                shared.sums.wait_empty(Turn::<SUM_TURNS>::at(group + SUM_STAGES));
                 let thread = math::here(thread as i32) as u32;
                 sum.store_shared(shared.group(to).offset(sum_offset(row_of(thread) as u32, thread % 8)));
                 // Which also says that the warp has read its queries.
@@ -240,7 +240,6 @@ unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
 /// All consumer threads call it, converged in warps; theirs are the first of the block.
 #[inline(always)]
 unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
-    let mut at = 0;
     let mut strips = Strips::new(p);
     // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone.
     unsafe {
@@ -257,7 +256,7 @@ unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
                 // Again for every span: the statistics would take registers that the products need.
                 let thread = special::tid_x_again();
                 ValueTerm::new(p, &strip, shared.moments(), thread).write(span, shared.bias(), thread);
-                consumer.score(p, shared, span, &mut at, || barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>());
+                consumer.score(p, shared, span, || barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>());
                 barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
                 // As above: looked up again rather than kept.
                 let strip = strips.current();

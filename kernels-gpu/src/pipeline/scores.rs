@@ -7,10 +7,10 @@
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
 use crate::config::select::{
-    PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, STAGES, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES, smem as map,
+    CONSUMERS, PITCH, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES, smem as map,
 };
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
-use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
+use crate::ptx::{SmemAddr, cluster, cvt, math, mbarrier, smem, special, warp, wgmma};
 use crate::tile::strip::Span;
 use crate::tile::topk::SharedScores;
 use crate::unroll;
@@ -20,7 +20,7 @@ use crate::unroll;
 pub struct Shared {
     base: SmemAddr,
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
-    pub keys: Stages<STAGES>,
+    pub keys: Stages<RING_TILES>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_TURNS>,
 }
@@ -33,10 +33,10 @@ impl Shared {
         Self { base, keys: Stages(base.offset(map::RING_BARRIERS)), sums: Stages(base.offset(map::SUM_BARRIERS)) }
     }
 
-    /// Tile `tile` of a stage of key sums.
+    /// Tile `tile` of stage `stage` of key sums, of `stages`.
     #[inline(always)]
-    pub fn key_tile(self, at: Turn<STAGES>, tile: u32) -> SmemAddr {
-        self.base.offset(map::RING + at.stage() * map::STAGE_BYTES + tile * TILE_BYTES)
+    pub fn key_tile(self, stage: u32, stages: u32, tile: u32) -> SmemAddr {
+        self.base.offset(map::RING + (stage * (RING_TILES >> stages.trailing_zeros()) + tile) * TILE_BYTES)
     }
 
     /// A group of query sums.
@@ -108,7 +108,7 @@ impl Consumer {
     /// # Safety
     /// A whole warpgroup, converged, whose products on the stage are complete.
     #[inline(always)]
-    unsafe fn release_keys(self, shared: Shared, at: Turn<STAGES>, on: u32) {
+    unsafe fn release_keys(self, shared: Shared, at: Turn<RING_TILES>, on: u32) {
         // SAFETY: forwarded; one thread a block of the cluster, which does not end before all of them do.
         unsafe { cluster::arrive_if(shared.keys.empty(at), self.thread, on & (self.thread < self.blocks) as u32) }
     }
@@ -127,12 +127,12 @@ impl Consumer {
     /// the last there may be no tile left for it. (A branch around a product in the loop would make ptxas serialise them all.)
     ///
     /// # Safety
-    /// A whole warpgroup, converged; the rings are filled for this span, that of the key sums
-    /// from position `at` on.
+    /// A whole warpgroup, converged; the rings are filled for this span, that of the key sums in `stages` stages.
     #[inline(always)]
-    unsafe fn multiply<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, at: u32) -> Products {
+    unsafe fn multiply<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, stages: u32) -> Products {
         let mut acc = [[0.0; 16]; 4];
-        let mut keys = Turn::at(at);
+        // As if it were not known: the loop would be unrolled, and addresses of all its stages kept.
+        let mut keys = Turn::<RING_TILES>::of(math::here(0) as u32, stages);
         let mut keys_before = keys;
         let mut step = 0;
         // SAFETY: stages are waited for before they are read, and given back when the products on them are complete.
@@ -140,7 +140,7 @@ impl Consumer {
             while step < STEPS {
                 // Of the step's number, which is kept anyway: registers are short.
                 let group = step / 2;
-                let sums = Turn::at(group);
+                let sums = Turn::<SUM_TURNS>::at(group);
                 shared.sums.wait_full(sums);
                 unroll!(H < 2 {
                     let q = descriptor_k128(shared.group(sums).offset(H as u32 * SUM_BYTES).0);
@@ -148,7 +148,7 @@ impl Consumer {
                         if C < CHUNKS {
                             shared.keys.wait_full(keys);
                             if C < TILES {
-                                let k = descriptor_k128(shared.key_tile(keys, self.warpgroup).0);
+                                let k = descriptor_k128(shared.key_tile(keys.stage(), stages, self.warpgroup).0);
                                 wgmma::fence();
                                 unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], k + 2 * I as u64, q + 2 * I as u64, 1); });
                                 wgmma::commit();
@@ -163,7 +163,7 @@ impl Consumer {
                                 self.release_sums(shared, Turn::at(group.wrapping_sub(1)), 1 - first);
                             }
                             keys_before = keys;
-                            keys = keys.next();
+                            keys = keys.next_of(stages);
                         }
                     });
                 });
@@ -211,16 +211,14 @@ impl Consumer {
     /// Scores a span: products, then, when all consumers have theirs and the value terms are there, the scores.
     ///
     /// # Safety
-    /// All consumer threads call it, converged, with the same span; `at` counts the stages of key sums they have gone through;
-    /// `between` is a barrier of all of them.
+    /// All consumer threads call it, converged, with the same span; `between` is a barrier of all of them.
     #[inline(always)]
-    pub unsafe fn score(self, p: &SelectParams, shared: Shared, span: Span, at: &mut u32, between: impl Fn()) {
+    pub unsafe fn score(self, p: &SelectParams, shared: Shared, span: Span, between: impl Fn()) {
         macro_rules! run {
-            ($chunks:literal, $tiles:literal) => {{
+            ($chunks:literal, $tiles:literal, $stages:expr) => {{
                 // SAFETY: forwarded; after the barrier every warpgroup's products are complete and the ring is empty.
                 unsafe {
-                    let acc = self.multiply::<$chunks, $tiles>(shared, *at);
-                    *at += STEPS * $chunks;
+                    let acc = self.multiply::<$chunks, $tiles>(shared, $stages);
                     between();
                     self.store::<$tiles>(p, shared, &acc);
                 }
@@ -230,15 +228,17 @@ impl Consumer {
         // SAFETY: whole warps, converged.
         let span = unsafe { Span { first: span.first, count: warp::shfl_idx_u32(span.count as u32, 0) as i32 } };
         let chunks = span.chunks();
+        // Known where the products are many, in registers where they are few.
+        let few = span.stages();
         match (chunks, self.warpgroup < span.tiles(chunks - 1)) {
-            (1, false) => run!(1, 0),
-            (1, true) => run!(1, 1),
-            (2, false) => run!(2, 1),
-            (2, true) => run!(2, 2),
-            (3, false) => run!(3, 2),
-            (3, true) => run!(3, 3),
-            (_, false) => run!(4, 3),
-            (_, true) => run!(4, 4),
+            (1, false) => run!(1, 0, few),
+            (1, true) => run!(1, 1, few),
+            (2, false) => run!(2, 1, 4),
+            (2, true) => run!(2, 2, 4),
+            (3, false) => run!(3, 2, 4),
+            (3, true) => run!(3, 3, 4),
+            (_, false) => run!(4, 3, 4),
+            (_, true) => run!(4, 4, 4),
         }
     }
 }
@@ -249,4 +249,5 @@ fn rounded(score: f32, to_bf16: bool) -> f32 {
     if to_bf16 { cvt::bf16x2_to_f32(cvt::bf16x2(score, 0.0)).0 } else { score }
 }
 
+const _: () = assert!(RING_TILES == 16 && CONSUMERS == 4, "stages of a ring of one, two and four tiles");
 const _: () = assert!(ROWS == 32, "the N of the products, and the columns of their accumulators");

@@ -19,6 +19,12 @@ impl<const N: u32> Turn<N> {
         Self { stage: n % N, parity: n / N % 2 }
     }
 
+    /// Position number `n` of a ring of which only `stages` are in use, a power of two up to `N`.
+    #[inline(always)]
+    pub fn of(n: u32, stages: u32) -> Self {
+        Self { stage: n & (stages - 1), parity: (n >> stages.trailing_zeros()) % 2 }
+    }
+
     /// The stage.
     #[inline(always)]
     pub fn stage(self) -> u32 {
@@ -35,25 +41,35 @@ impl<const N: u32> Turn<N> {
     #[inline(always)]
     #[must_use]
     pub fn next(self) -> Self {
-        let wraps = self.stage + 1 == N;
+        self.next_of(N)
+    }
+
+    /// The same, where only `stages` are in use.
+    #[inline(always)]
+    #[must_use]
+    pub fn next_of(self, stages: u32) -> Self {
+        let wraps = self.stage + 1 == stages;
         Self { stage: if wraps { 0 } else { self.stage + 1 }, parity: self.parity ^ wraps as u32 }
     }
 }
 
-/// The barriers of a ring: `N` that complete when a stage is full, then `N` that complete when it is empty again.
+/// The barriers of a ring: `N` that complete when a stage is full, then `N` that complete when it is empty again. A ring may be used
+/// with fewer stages.
 #[derive(Clone, Copy)]
 pub struct Stages<const N: u32>(pub SmemAddr);
 
 impl<const N: u32> Stages<N> {
     /// Barrier that completes when the stage is full.
     #[inline(always)]
-    pub fn full(self, at: Turn<N>) -> SmemAddr {
+    pub fn full<const M: u32>(self, at: Turn<M>) -> SmemAddr {
+        const { assert!(M <= N) };
         self.0.offset(at.stage * 8)
     }
 
     /// Barrier that completes when the stage may be filled again.
     #[inline(always)]
-    pub fn empty(self, at: Turn<N>) -> SmemAddr {
+    pub fn empty<const M: u32>(self, at: Turn<M>) -> SmemAddr {
+        const { assert!(M <= N) };
         self.0.offset((N + at.stage) * 8)
     }
 
@@ -63,7 +79,7 @@ impl<const N: u32> Stages<N> {
     /// One thread, before any other use; followed by `mbarrier::init_fence` and a barrier of all that use the ring.
     #[inline(always)]
     pub unsafe fn init(self, full: u32, empty: u32) {
-        let mut at = Turn::START;
+        let mut at = Turn::<N>::START;
         let mut stage = 0;
         while stage < N {
             // SAFETY: the caller owns this shared memory and no one uses the barriers yet.
@@ -81,7 +97,7 @@ impl<const N: u32> Stages<N> {
     /// # Safety
     /// The ring is initialised, and somebody fills the stage.
     #[inline(always)]
-    pub unsafe fn wait_full(self, at: Turn<N>) {
+    pub unsafe fn wait_full<const M: u32>(self, at: Turn<M>) {
         // SAFETY: forwarded.
         unsafe { mbarrier::wait(self.full(at), at.parity) }
     }
@@ -91,7 +107,7 @@ impl<const N: u32> Stages<N> {
     /// # Safety
     /// The ring is initialised, and its readers give the stage back.
     #[inline(always)]
-    pub unsafe fn wait_empty(self, at: Turn<N>) {
+    pub unsafe fn wait_empty<const M: u32>(self, at: Turn<M>) {
         // SAFETY: forwarded. The parity of a barrier's "previous phase" is 1 before its first completion.
         unsafe { mbarrier::wait(self.empty(at), at.parity ^ 1) }
     }

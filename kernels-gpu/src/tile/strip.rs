@@ -8,7 +8,7 @@
 
 use crate::abi::{QueryBlock, Request, SelectParams};
 use crate::config::select::smem::NOTE_BYTES;
-use crate::config::select::{CHUNK, CONSUMER_WARPS, SPAN, TILE};
+use crate::config::select::{CHUNK, CONSUMER_WARPS, CONSUMERS, RING_TILES, SPAN, TILE};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
 use crate::ptx::{SmemAddr, smem, special, warp};
 use crate::unroll;
@@ -237,11 +237,24 @@ pub struct Span {
     pub count: i32,
 }
 
+const ONE_TILE: i32 = TILE as i32;
+const TWO_TILES: i32 = 2 * TILE as i32;
+
 impl Span {
     /// Stages of a step.
     #[inline(always)]
     pub fn chunks(self) -> u32 {
         (self.count as u32).div_ceil(CHUNK)
+    }
+
+    /// Stages of the ring of key sums.
+    #[inline(always)]
+    pub fn stages(self) -> u32 {
+        match self.count {
+            ..=ONE_TILE => RING_TILES,
+            ..=TWO_TILES => RING_TILES / 2,
+            _ => RING_TILES / CONSUMERS,
+        }
     }
 
     /// Tiles of chunk `chunk` that hold a key block of the span.
