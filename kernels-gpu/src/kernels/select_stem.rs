@@ -2,8 +2,8 @@
 //!
 //! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Two warpgroups sum queries (each
 //! read once a span, by copies of their own), one warp hands the sums over, one copies key sums (of a cluster of two each block
-//! loads a half and sends it to both), four warpgroups multiply and, with the scores of the strip in shared memory, decide what
-//! each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their scores go through
+//! loads a half and sends it to both), two make the value terms, four warpgroups multiply and, with the scores of the strip in shared
+//! memory, decide what each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their scores go through
 //! device memory.
 //!
 //! What the kernel before it in the stream writes (key sums, norms) is read after `griddepcontrol.wait`; queries are not.
@@ -11,7 +11,8 @@
 use crate::abi::SelectParams;
 use crate::config::select::{
     CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, ROWS, SPAN, STAGES,
-    STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
+    STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TERM_PARTIES, TERM_THREADS, TERMS_READ, TERMS_WRITTEN,
+    THREADS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
@@ -80,6 +81,9 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
                 copy_keys(p, shared, k_map, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SUM_WARPS + 1 {
                 hand_over_sums(p, shared, thread % 32);
+            } else {
+                pdl::wait();
+                make_terms(p, shared);
             }
         }
         cluster::sync();
@@ -234,6 +238,34 @@ unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
     }
 }
 
+/// The two warps that make the value terms, those of a span while the products on it run. All norms of the request are read for each
+/// strip, which takes longer than the terms of a span: those of the next strip while the consumers still need the terms of this one.
+#[inline(always)]
+unsafe fn make_terms(p: &SelectParams, shared: Shared) {
+    let mut strips = Strips::new(p);
+    // SAFETY: the two warps come to each barrier as often as the consumers do. Terms are overwritten when the consumers have read
+    // them, and the moments of a strip after a barrier behind the loads of those before: a strip has a span.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            if !strip.has_scores(p, special::tid_x_again() % 32) {
+                continue;
+            }
+            let value = ValueTerm::new(p, &strip, shared.moments(), special::tid_x_again() % TERM_THREADS);
+            let mut first = 0;
+            while first < strip.keys {
+                barrier::sync::<TERMS_READ, TERM_PARTIES>();
+                value.write(strip.span(first), shared.bias(), special::tid_x_again() % TERM_THREADS);
+                barrier::arrive::<TERMS_WRITTEN, TERM_PARTIES>();
+                first += SPAN as i32;
+            }
+        }
+        // The consumers come once more than there are spans.
+        barrier::sync::<TERMS_READ, TERM_PARTIES>();
+    }
+}
+
 /// The consumer warpgroups: scores, then lists.
 ///
 /// # Safety
@@ -244,6 +276,8 @@ unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
     let mut strips = Strips::new(p);
     // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone.
     unsafe {
+        // There are no terms yet that anybody has to read.
+        barrier::arrive::<TERMS_READ, TERM_PARTIES>();
         while strips.any() {
             let thread = special::tid_x_again();
             let scored = strips.current().note_rows(p, shared.notes(), thread / 32, thread % 32);
@@ -254,12 +288,10 @@ unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
                 }
                 let strip = strips.current();
                 let span = strip.span(first);
-                // Again for every span: the statistics would take registers that the products need.
-                let thread = special::tid_x_again();
-                ValueTerm::new(p, &strip, shared.moments(), thread).write(span, shared.bias(), thread);
-                consumer.score(p, shared, span, &mut at, || barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>());
+                consumer.score(p, shared, span, &mut at, || barrier::sync::<TERMS_WRITTEN, TERM_PARTIES>());
                 barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
-                // As above: looked up again rather than kept.
+                barrier::arrive::<TERMS_READ, TERM_PARTIES>();
+                // Looked up again rather than kept: registers are short around the products.
                 let strip = strips.current();
                 copy_out(p, shared, &strip, strip.span(first));
                 first += SPAN as i32;
@@ -314,4 +346,8 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
 }
 
 const _: () = assert!(SUM_TURNS == 4 && SUM_TURNS - SUM_STAGES == SUM_STAGES, "barriers of the written sums, and of those before");
+const _: () = assert!(
+    CONSUMER_WARPS + SUM_WARPS + 2 + TERM_THREADS / 32 == THREADS / 32
+        && (32 * (CONSUMER_WARPS + SUM_WARPS + 2)).is_multiple_of(TERM_THREADS)
+);
 const _: () = assert!(HEAD_DIM == 128 && SUMMERS == 2 && ROWS == 2 * SUM_ROWS, "a row of 8 chunks, half of the rows a warpgroup");

@@ -212,7 +212,7 @@ impl Consumer {
     ///
     /// # Safety
     /// All consumer threads call it, converged, with the same span; `at` counts the stages of key sums they have gone through;
-    /// `between` is a barrier of all of them.
+    /// `between` is a barrier of all of them, and of those that write the value terms.
     #[inline(always)]
     pub unsafe fn score(self, p: &SelectParams, shared: Shared, span: Span, at: &mut u32, between: impl Fn()) {
         macro_rules! run {

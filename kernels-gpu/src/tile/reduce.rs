@@ -8,8 +8,8 @@ use super::strip::{Span, Strip};
 use crate::abi::SelectParams;
 use crate::config::RUNS;
 use crate::config::select::smem::MOMENT_BYTES;
-use crate::config::select::{CONSUMER_BARRIER, CONSUMER_THREADS, CONSUMER_WARPS};
-use crate::layout::pages::{clamped, counted_runs};
+use crate::config::select::{TERM_BARRIER, TERM_THREADS, TERM_WARPS};
+use crate::layout::pages::counted_runs;
 use crate::ptx::{SmemAddr, barrier, math, smem, warp};
 use crate::unroll;
 
@@ -24,26 +24,28 @@ struct Moments {
 }
 
 impl Moments {
-    /// Of every `step`-th of `count` norms at `norms`, from the `first` on.
+    /// Of the norms that thread `thread` of [`TERM_THREADS`] takes: fours and fours again, of `count` norms at `norms`.
     ///
     /// # Safety
-    /// The norms lie in readable memory, and there is one.
+    /// As [`four`], and there is a norm; all lanes of a warp call it with the same norms.
     #[inline(always)]
-    unsafe fn of(norms: *const f32, count: i32, pivot: f64, first: i32, step: i32) -> Self {
-        // SAFETY: the index is held inside the norms.
-        let norm = |u: i32| unsafe { *norms.offset(clamped(u, count) as isize) };
+    unsafe fn of(norms: *const f32, count: i32, pivot: f64, thread: u32) -> Self {
         let mut all = Self { sum: 0.0, squares: 0.0 };
-        let mut u = first;
-        while u < count {
-            // All eight are under way before the first is used.
-            let mut batch = [0.0; 8];
-            unroll!(I < 8 { batch[I] = norm(u + I as i32 * step); });
-            unroll!(I < 8 {
-                let x = if u + I as i32 * step < count { batch[I] as f64 - pivot } else { 0.0 };
-                all.sum += x;
-                all.squares += x * x;
+        // The same number of times in all lanes: they exchange what they have right after.
+        let mut base = 0;
+        while base < count {
+            let u = base + 4 * thread as i32;
+            // All are under way before the first is used.
+            // SAFETY: forwarded.
+            let batches = unsafe { [four(norms, count, u), four(norms, count, u + FOURS)] };
+            unroll!(B < 2 {
+                unroll!(I < 4 {
+                    let x = if u + B as i32 * FOURS + (I as i32) < count { batches[B].0[I] as f64 - pivot } else { 0.0 };
+                    all.sum += x;
+                    all.squares += x * x;
+                });
             });
-            u += 8 * step;
+            base += 2 * FOURS;
         }
         all
     }
@@ -96,10 +98,23 @@ fn joined(low: u32, high: u32) -> f64 {
     f64::from_bits(low as u64 | (high as u64) << 32)
 }
 
+/// Norms that all threads take at a time.
+const FOURS: i32 = 4 * TERM_THREADS as i32;
+
 /// Norms of four runs, read at once.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
 struct Four([f32; 4]);
+
+/// Norms `u .. u + 4` of `count` at `norms`, of which the last may mean nothing; the first four where there is no norm `u`.
+///
+/// # Safety
+/// The norms are those of whole blocks of a request, and lie in readable memory, aligned for vectors; `u` is a multiple of four.
+#[inline(always)]
+unsafe fn four(norms: *const f32, count: i32, u: i32) -> Four {
+    // SAFETY: a block has room for all its runs, which are a multiple of four.
+    unsafe { *norms.offset(if u < count { u } else { 0 } as isize).cast::<Four>() }
+}
 
 /// The value term of one request and KV head.
 #[derive(Clone, Copy)]
@@ -113,10 +128,10 @@ pub struct ValueTerm {
 }
 
 impl ValueTerm {
-    /// Mean and deviation over the strip's request. `scratch` holds an entry of [`MOMENT_BYTES`] for every consumer warp.
+    /// Mean and deviation over the strip's request. `scratch` holds an entry of [`MOMENT_BYTES`] for each of the warps.
     ///
     /// # Safety
-    /// All consumer threads call it, converged, with their index among them; a barrier of theirs follows before the next call;
+    /// The [`TERM_THREADS`] threads call it, converged, with their index among them; a barrier of theirs follows before the next call;
     /// the host has checked the norms, which are complete.
     #[inline(always)]
     pub unsafe fn new(p: &SelectParams, strip: &Strip, scratch: SmemAddr, thread: u32) -> Self {
@@ -128,14 +143,12 @@ impl ValueTerm {
             let first = (strip.kv_head(p) as i64 * p.total_kb as i64 + request.kb_start as i64) * RUNS as i64;
             let norms = (p.run_norms as *const f32).offset(first as isize);
             let pivot = *norms as f64;
-            let own = Moments::of(norms, counted, pivot, thread as i32, CONSUMER_THREADS as i32).of_lanes();
+            let own = Moments::of(norms, counted, pivot, thread).of_lanes();
             own.store_if(scratch.offset(thread / 32 * MOMENT_BYTES), thread.is_multiple_of(32) as u32);
-            barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
-            let lane = thread % 32;
-            let all = Moments::load(scratch.offset(lane % CONSUMER_WARPS * MOMENT_BYTES));
-            // The upper lanes hold copies, which count for nothing.
-            let zero = Moments { sum: 0.0, squares: 0.0 };
-            let all = if lane < CONSUMER_WARPS { all } else { zero }.of_lanes();
+            barrier::sync::<TERM_BARRIER, TERM_THREADS>();
+            // In the same order by both warps.
+            let (low, high) = (Moments::load(scratch), Moments::load(scratch.offset(MOMENT_BYTES)));
+            let all = Moments { sum: low.sum + high.sum, squares: low.squares + high.squares };
             let distance = all.sum / counted as f64;
             let squares = all.squares - all.sum * distance;
             let variance = if (counted > 1) & (squares > 0.0) { squares / (counted - 1) as f64 } else { 0.0 };
@@ -147,12 +160,15 @@ impl ValueTerm {
     /// Writes the terms of a span's key blocks, f32 one after another.
     ///
     /// # Safety
-    /// All consumer threads call it; `bias` is shared memory for as many terms, which nobody reads until a barrier.
+    /// As [`ValueTerm::new`]; `bias` is shared memory for as many terms, which nobody reads until a barrier.
     #[inline(always)]
     pub unsafe fn write(&self, span: Span, bias: SmemAddr, thread: u32) {
-        let mut j = thread as i32;
-        while j < span.count {
-            let at = (span.first + j) * RUNS as i32;
+        // The same number of times in all lanes: a barrier follows.
+        let mut base = 0;
+        while base < span.count {
+            let j = base + thread as i32;
+            let on = j < span.count;
+            let at = (span.first + if on { j } else { 0 }) * RUNS as i32;
             let mut sum = 0.0;
             unroll!(H < 2 {
                 // SAFETY: the block is one of the request's, with room for all its runs, which are aligned for vectors.
@@ -168,10 +184,10 @@ impl ValueTerm {
             let z = if z > 0.0 { z } else { 0.0 };
             let term = self.lambda * (z / RUNS as f32);
             // SAFETY: one word of the span.
-            unsafe { smem::st_f32(bias.offset(j as u32 * 4), term) };
-            j += CONSUMER_THREADS as i32;
+            unsafe { smem::st_u32_if(bias.offset(j as u32 * 4), term.to_bits(), on as u32) };
+            base += TERM_THREADS as i32;
         }
     }
 }
 
-const _: () = assert!(CONSUMER_WARPS <= 32 && MOMENT_BYTES == 16);
+const _: () = assert!(TERM_WARPS == 2 && MOMENT_BYTES == 16 && RUNS.is_multiple_of(4));
