@@ -292,11 +292,11 @@ unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
                 barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
                 barrier::arrive::<TERMS_READ, TERM_PARTIES>();
                 // Looked up again rather than kept: registers are short around the products.
-                let strip = strips.current();
+                let strip = strips.again().current();
                 copy_out(p, shared, &strip, strip.span(first));
                 first += SPAN as i32;
             }
-            let strip = strips.current();
+            let strip = strips.again().current();
             write_lists(p, shared, &strip);
             if scored {
                 release_scores(shared, consumer);
