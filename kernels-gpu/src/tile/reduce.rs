@@ -10,7 +10,7 @@ use crate::config::RUNS;
 use crate::config::select::smem::MOMENT_BYTES;
 use crate::config::select::{TERM_BARRIER, TERM_THREADS, TERM_WARPS};
 use crate::layout::pages::counted_runs;
-use crate::ptx::{SmemAddr, barrier, math, smem, warp};
+use crate::ptx::{SmemAddr, barrier, global, math, smem, warp};
 use crate::unroll;
 
 /// Added to the deviation before the division (stem.md, section 1).
@@ -29,7 +29,7 @@ impl Moments {
     /// # Safety
     /// As [`four`], and there is a norm; all lanes of a warp call it with the same norms.
     #[inline(always)]
-    unsafe fn of(norms: *const f32, count: i32, pivot: f64, thread: u32) -> Self {
+    unsafe fn of(norms: u64, count: i32, pivot: f64, thread: u32) -> Self {
         let mut all = Self { sum: 0.0, squares: 0.0 };
         // The same number of times in all lanes: they exchange what they have right after.
         let mut base = 0;
@@ -40,7 +40,7 @@ impl Moments {
             let batches = unsafe { [four(norms, count, u), four(norms, count, u + FOURS)] };
             unroll!(B < 2 {
                 unroll!(I < 4 {
-                    let x = if u + B as i32 * FOURS + (I as i32) < count { batches[B].0[I] as f64 - pivot } else { 0.0 };
+                    let x = if u + B as i32 * FOURS + (I as i32) < count { batches[B][I] as f64 - pivot } else { 0.0 };
                     all.sum += x;
                     all.squares += x * x;
                 });
@@ -110,25 +110,21 @@ fn inverse(n: i32) -> f64 {
 /// Norms that all threads take at a time.
 const FOURS: i32 = 4 * TERM_THREADS as i32;
 
-/// Norms of four runs, read at once.
-#[derive(Clone, Copy)]
-#[repr(C, align(16))]
-struct Four([f32; 4]);
-
 /// Norms `u .. u + 4` of `count` at `norms`, of which the last may mean nothing; the first four where there is no norm `u`.
 ///
 /// # Safety
 /// The norms are those of whole blocks of a request, and lie in readable memory, aligned for vectors; `u` is a multiple of four.
 #[inline(always)]
-unsafe fn four(norms: *const f32, count: i32, u: i32) -> Four {
+unsafe fn four(norms: u64, count: i32, u: i32) -> [f32; 4] {
+    let u = if u < count { u } else { 0 };
     // SAFETY: a block has room for all its runs, which are a multiple of four.
-    unsafe { *norms.offset(if u < count { u } else { 0 } as isize).cast::<Four>() }
+    unsafe { global::ld_v4(norms + u as u32 as u64 * 4) }.map(f32::from_bits)
 }
 
 /// The value term of one request and KV head.
 #[derive(Clone, Copy)]
 pub struct ValueTerm {
-    norms: *const f32,
+    norms: u64,
     /// Runs that enter mean and deviation; at least 1.
     counted: i32,
     mean: f64,
@@ -150,8 +146,8 @@ impl ValueTerm {
             let (_, request) = strip.block(p, 0);
             let counted = counted_runs(&request, p.count_empty_runs != 0);
             let first = (strip.kv_head(p) as i64 * p.total_kb as i64 + request.kb_start as i64) * RUNS as i64;
-            let norms = (p.run_norms as *const f32).offset(first as isize);
-            let pivot = *norms as f64;
+            let norms = p.run_norms.wrapping_add((first * 4) as u64);
+            let pivot = f32::from_bits(global::ld_u32(norms)) as f64;
             let own = Moments::of(norms, counted, pivot, thread).of_lanes();
             own.store_if(scratch.offset(thread / 32 * MOMENT_BYTES), thread.is_multiple_of(32) as u32);
             barrier::sync::<TERM_BARRIER, TERM_THREADS>();
@@ -178,10 +174,12 @@ impl ValueTerm {
             let j = base + thread as i32;
             let on = j < span.count;
             let at = (span.first + if on { j } else { 0 }) * RUNS as i32;
+            let from = self.norms + at as u32 as u64 * 4;
+            // SAFETY: the block is one of the request's, with room for all its runs, which are aligned for vectors.
+            let norms = unsafe { [global::ld_v4(from), global::ld_v4(from + 16)] };
             let mut sum = 0.0;
             unroll!(H < 2 {
-                // SAFETY: the block is one of the request's, with room for all its runs, which are aligned for vectors.
-                let Four(norms) = unsafe { *self.norms.offset((at + 4 * H as i32) as isize).cast::<Four>() };
+                let norms = norms[H].map(f32::from_bits);
                 unroll!(I < 4 {
                     // The difference is taken in f64: norms that hardly differ would lose it in f32.
                     let above = (norms[I] as f64 - self.mean) as f32;
