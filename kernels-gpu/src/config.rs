@@ -160,6 +160,10 @@ pub mod select {
     pub const TERMS_READ: u32 = 4;
     /// Threads that come to either of the two: consumers, and those that make the terms.
     pub const TERM_PARTIES: u32 = CONSUMER_THREADS + TERM_THREADS;
+    /// Stages of value norms, four for each of those threads: copies in flight for which they have no registers.
+    pub const NORM_STAGES: u32 = 8;
+    /// Bytes of one.
+    pub const NORM_BYTES: u32 = TERM_THREADS * 16;
     /// Warpgroups that sum queries. Two: one warp a scheduler cannot hide the latency of its own instructions.
     pub const SUMMERS: u32 = 2;
     /// Threads that sum queries.
@@ -215,7 +219,8 @@ pub mod select {
     /// Where things lie in dynamic shared memory.
     pub mod smem {
         use super::{
-            CHUNK, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS, TERM_WARPS,
+            CHUNK, NORM_BYTES, NORM_STAGES, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES, SUM_TURNS,
+            SUMMERS, TERM_WARPS,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
@@ -230,8 +235,10 @@ pub mod select {
         pub const QUERIES: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
         /// Value terms of the span.
         pub const BIAS: u32 = QUERIES + SUMMERS * QUERY_STAGES * QUERY_BYTES;
+        /// Stages of value norms.
+        pub const NORMS: u32 = BIAS + SPAN * 4;
         /// Moments of the value norms, one entry a warp that makes the terms.
-        pub const MOMENTS: u32 = BIAS + SPAN * 4;
+        pub const MOMENTS: u32 = NORMS + NORM_STAGES * NORM_BYTES;
         /// Bytes of an entry: two sums in f64.
         pub const MOMENT_BYTES: u32 = 16;
         /// What the rows of the strip are: candidates, guards, budget.

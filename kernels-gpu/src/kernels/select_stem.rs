@@ -252,7 +252,7 @@ unsafe fn make_terms(p: &SelectParams, shared: Shared) {
             if !strip.has_scores(p, special::tid_x_again() % 32) {
                 continue;
             }
-            let value = ValueTerm::new(p, &strip, shared.moments(), special::tid_x_again() % TERM_THREADS);
+            let value = ValueTerm::new(p, &strip, shared.moments(), shared.norms(), special::tid_x_again() % TERM_THREADS);
             let mut first = 0;
             while first < strip.keys {
                 barrier::sync::<TERMS_READ, TERM_PARTIES>();

@@ -63,6 +63,12 @@ impl Shared {
         self.base.offset(map::BIAS)
     }
 
+    /// Value norms on their way to the value statistics.
+    #[inline(always)]
+    pub fn norms(self) -> SmemAddr {
+        self.base.offset(map::NORMS)
+    }
+
     /// Scratch of the value statistics.
     #[inline(always)]
     pub fn moments(self) -> SmemAddr {

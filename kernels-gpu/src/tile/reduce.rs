@@ -8,9 +8,9 @@ use super::strip::{Span, Strip};
 use crate::abi::SelectParams;
 use crate::config::RUNS;
 use crate::config::select::smem::MOMENT_BYTES;
-use crate::config::select::{TERM_BARRIER, TERM_THREADS, TERM_WARPS};
+use crate::config::select::{NORM_BYTES, NORM_STAGES, TERM_BARRIER, TERM_THREADS, TERM_WARPS};
 use crate::layout::pages::counted_runs;
-use crate::ptx::{SmemAddr, barrier, global, math, smem, warp};
+use crate::ptx::{SmemAddr, barrier, cp_async, global, math, smem, special, warp};
 use crate::unroll;
 
 /// Added to the deviation before the division (stem.md, section 1).
@@ -24,28 +24,45 @@ struct Moments {
 }
 
 impl Moments {
-    /// Of the norms that thread `thread` of [`TERM_THREADS`] takes: fours and fours again, of `count` norms at `norms`.
+    /// Of the norms that thread `thread` of [`TERM_THREADS`] takes: fours and fours again, of `count` norms at `norms`. They go through
+    /// `stages`, so that copies are under way for which there are no registers.
     ///
     /// # Safety
-    /// As [`four`], and there is a norm; all lanes of a warp call it with the same norms.
+    /// There is a norm; the norms are those of whole blocks of a request, aligned for vectors, in readable memory that nobody writes;
+    /// all lanes of a warp call it with the same norms; nobody else uses the thread's 16 bytes of each of the stages.
     #[inline(always)]
-    unsafe fn of(norms: u64, count: i32, pivot: f64, thread: u32) -> Self {
+    unsafe fn of(norms: u64, count: i32, pivot: f64, thread: u32, stages: SmemAddr) -> Self {
+        let own = stages.offset(thread * 16);
         let mut all = Self { sum: 0.0, squares: 0.0 };
         // The same number of times in all lanes: they exchange what they have right after.
-        let mut base = 0;
-        while base < count {
-            let u = base + 4 * thread as i32;
-            // All are under way before the first is used.
-            // SAFETY: forwarded.
-            let batches = unsafe { [four(norms, count, u), four(norms, count, u + FOURS)] };
-            unroll!(B < 2 {
+        let mut u = 4 * thread as i32;
+        let mut left = count;
+        while left > 0 {
+            unroll!(S < 8 {
+                let at = u + S as i32 * FOURS;
+                let at = if at < count { at as u32 } else { 0 };
+                // SAFETY: four norms of a block, which has room for all its runs.
+                unsafe { cp_async::copy_16(own.offset(S as u32 * NORM_BYTES), norms + at as u64 * 4, 16) };
+            });
+            // SAFETY: the thread's own copies, complete then; it has read them when it starts the next.
+            unsafe {
+                cp_async::commit();
+                cp_async::wait::<0>();
+            }
+            let mut stage = 0;
+            while stage < NORM_STAGES && left > 0 {
+                stage = special::no_unroll(stage);
+                // SAFETY: as above.
+                let batch = unsafe { smem::ld_v4(own.offset(stage * NORM_BYTES)) };
                 unroll!(I < 4 {
-                    let x = if u + B as i32 * FOURS + (I as i32) < count { batches[B][I] as f64 - pivot } else { 0.0 };
+                    let x = if u + (I as i32) < count { f32::from_bits(batch[I]) as f64 - pivot } else { 0.0 };
                     all.sum += x;
                     all.squares += x * x;
                 });
-            });
-            base += 2 * FOURS;
+                u += FOURS;
+                left -= FOURS;
+                stage += 1;
+            }
         }
         all
     }
@@ -107,19 +124,8 @@ fn inverse(n: i32) -> f64 {
     nearer * (2.0 - n as f64 * nearer)
 }
 
-/// Norms that all threads take at a time.
+/// Norms of a stage: four a thread.
 const FOURS: i32 = 4 * TERM_THREADS as i32;
-
-/// Norms `u .. u + 4` of `count` at `norms`, of which the last may mean nothing; the first four where there is no norm `u`.
-///
-/// # Safety
-/// The norms are those of whole blocks of a request, and lie in readable memory, aligned for vectors; `u` is a multiple of four.
-#[inline(always)]
-unsafe fn four(norms: u64, count: i32, u: i32) -> [f32; 4] {
-    let u = if u < count { u } else { 0 };
-    // SAFETY: a block has room for all its runs, which are a multiple of four.
-    unsafe { global::ld_v4(norms + u as u32 as u64 * 4) }.map(f32::from_bits)
-}
 
 /// The value term of one request and KV head.
 #[derive(Clone, Copy)]
@@ -133,13 +139,14 @@ pub struct ValueTerm {
 }
 
 impl ValueTerm {
-    /// Mean and deviation over the strip's request. `scratch` holds an entry of [`MOMENT_BYTES`] for each of the warps.
+    /// Mean and deviation over the strip's request. `scratch` holds an entry of [`MOMENT_BYTES`] for each of the warps,
+    /// `stages` the norms on their way.
     ///
     /// # Safety
     /// The [`TERM_THREADS`] threads call it, converged, with their index among them; a barrier of theirs follows before the next call;
     /// the host has checked the norms, which are complete.
     #[inline(always)]
-    pub unsafe fn new(p: &SelectParams, strip: &Strip, scratch: SmemAddr, thread: u32) -> Self {
+    pub unsafe fn new(p: &SelectParams, strip: &Strip, scratch: SmemAddr, stages: SmemAddr, thread: u32) -> Self {
         // SAFETY: a strip has a row; the runs of a request lie inside the array; a request with queries has keys. Each warp stores
         // one entry, and the barrier orders the loads after the stores.
         unsafe {
@@ -148,7 +155,7 @@ impl ValueTerm {
             let first = (strip.kv_head(p) as i64 * p.total_kb as i64 + request.kb_start as i64) * RUNS as i64;
             let norms = p.run_norms.wrapping_add((first * 4) as u64);
             let pivot = f32::from_bits(global::ld_u32(norms)) as f64;
-            let own = Moments::of(norms, counted, pivot, thread).of_lanes();
+            let own = Moments::of(norms, counted, pivot, thread, stages).of_lanes();
             own.store_if(scratch.offset(thread / 32 * MOMENT_BYTES), thread.is_multiple_of(32) as u32);
             barrier::sync::<TERM_BARRIER, TERM_THREADS>();
             // In the same order by both warps.
@@ -197,4 +204,4 @@ impl ValueTerm {
     }
 }
 
-const _: () = assert!(TERM_WARPS == 2 && MOMENT_BYTES == 16 && RUNS.is_multiple_of(4));
+const _: () = assert!(TERM_WARPS == 2 && MOMENT_BYTES == 16 && RUNS.is_multiple_of(4) && NORM_STAGES == 8);
