@@ -3,8 +3,8 @@
 //! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Two warpgroups sum queries (each
 //! read once a span, by copies of their own), one warp hands the sums over, one copies key sums (of a cluster of two each block
 //! loads a half and sends it to both), two make the value terms, four warpgroups multiply and, with the scores of the strip in shared
-//! memory, decide what each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their scores go through
-//! device memory.
+//! memory, decide what each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their
+//! scores go through device memory.
 //!
 //! What the kernel before it in the stream writes (key sums, norms) is read after `griddepcontrol.wait`; queries are not.
 
@@ -238,8 +238,8 @@ unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
     }
 }
 
-/// The two warps that make the value terms, those of a span while the products on it run. All norms of the request are read for each
-/// strip, which takes longer than the terms of a span: those of the next strip while the consumers still need the terms of this one.
+/// The two warps that make the value terms, those of a span while the products on it run. For a strip's mean and deviation all norms
+/// of the request are read, which may take longer: it is done while the consumers still need the terms of the strip before.
 #[inline(always)]
 unsafe fn make_terms(p: &SelectParams, shared: Shared) {
     let mut strips = Strips::new(p);
@@ -346,8 +346,5 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
 }
 
 const _: () = assert!(SUM_TURNS == 4 && SUM_TURNS - SUM_STAGES == SUM_STAGES, "barriers of the written sums, and of those before");
-const _: () = assert!(
-    CONSUMER_WARPS + SUM_WARPS + 2 + TERM_THREADS / 32 == THREADS / 32
-        && (32 * (CONSUMER_WARPS + SUM_WARPS + 2)).is_multiple_of(TERM_THREADS)
-);
+const _: () = assert!(32 * (CONSUMER_WARPS + SUM_WARPS + 2) + TERM_THREADS == THREADS && THREADS.is_multiple_of(TERM_THREADS));
 const _: () = assert!(HEAD_DIM == 128 && SUMMERS == 2 && ROWS == 2 * SUM_ROWS, "a row of 8 chunks, half of the rows a warpgroup");
