@@ -141,9 +141,9 @@ unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane:
 }
 
 /// A warpgroup that sums queries: once a span, group by group. In strips of more than 16 rows each of the two takes every group, of
-/// the lower or of the higher rows; in those of more than 8 it takes every other group; in others two of every four, of 8 rows each. Thread (r, c) has bytes 16 c .. 16 c + 16 of the r-th row. It
-/// copies them itself to shared memory, some groups ahead; of what other threads copy it reads only scales, which come from its
-/// own warp.
+/// the lower or of the higher rows; in those of more than 8 it takes every other group; in others two of every four, of 8 rows each.
+/// Thread (r, c) has bytes 16 c .. 16 c + 16 of the r-th row. It copies them itself to shared memory, some groups ahead; of what other
+/// threads copy it reads only scales, which come from its own warp.
 #[inline(always)]
 unsafe fn sum_queries(p: &SelectParams, shared: Shared, warp: u32, thread: u32) {
     let summer = warp / 4;

@@ -77,8 +77,7 @@ unsafe fn fetch(p: &AttendParams, shared: Shared, q_map: TensorMapPtr, at: Curso
         let work = Item::locate(p, n);
         let any = (work.count > 0) as u32;
         shared.q.wait_empty(at);
-        // The copy first, then the slot, which takes a look-up more. Its bytes are announced before they can come: a barrier's count
-        // of them must not fall below zero.
+        // The copy first, then the slot, which takes a look-up more. Its bytes are announced before they can come.
         mbarrier::announce_if(shared.q.full(at), any * TILE, leader);
         tma::load_3d_if(shared.q_tile(at), q_map, shared.q.full(at), [0, work.head, work.tile_row()], leader & any);
         // Its rows' scales meanwhile come as far as L2.
