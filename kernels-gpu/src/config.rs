@@ -127,8 +127,8 @@ pub mod summarize_kv {
     pub const SMEM_BYTES: u32 = SCALES + BLOCK as u32 * 4;
 }
 
-/// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums and one that hands the
-/// query sums over.
+/// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums, one that hands the
+/// query sums over, and two that make the value terms.
 pub mod select {
     use super::{HEAD_DIM, SUM_LEN};
     /// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums
@@ -148,6 +148,16 @@ pub mod select {
     pub const CONSUMER_BARRIER: u32 = 1;
     /// Warps of the consumers.
     pub const CONSUMER_WARPS: u32 = CONSUMER_THREADS / 32;
+    /// Warps that make the value terms: those of the copying warpgroup that have nothing to copy.
+    pub const TERM_WARPS: u32 = 2;
+    /// Threads of theirs.
+    pub const TERM_THREADS: u32 = 32 * TERM_WARPS;
+    /// The named barrier at which they meet.
+    pub const TERM_BARRIER: u32 = 2;
+    /// Stages of value norms, four for each of those threads: copies in flight for which they have no registers.
+    pub const NORM_STAGES: u32 = 8;
+    /// Bytes of one.
+    pub const NORM_BYTES: u32 = TERM_THREADS * 16;
     /// Warpgroups that sum queries. Two: one warp a scheduler cannot hide the latency of its own instructions.
     pub const SUMMERS: u32 = 2;
     /// Threads that sum queries.
@@ -156,7 +166,7 @@ pub mod select {
     pub const SUM_WARPS: u32 = SUM_THREADS / 32;
     /// Rows that one of the warpgroups sums at a time: each of them takes eight threads.
     pub const SUM_ROWS: u32 = 128 / 8;
-    /// Threads of a block: consumers, the warpgroups that sum, and the warpgroup of the warps that copy and hand over.
+    /// Threads of a block: consumers, the warpgroups that sum, and the warpgroup of the warps that copy, hand over and make terms.
     pub const THREADS: u32 = CONSUMER_THREADS + SUM_THREADS + 128;
     /// Registers a thread is launched with: a multiple of eight of which 896 threads fit in the 65,536 of a multiprocessor.
     pub const LAUNCH_REGS: u32 = 72;
@@ -205,7 +215,8 @@ pub mod select {
     /// Where things lie in dynamic shared memory.
     pub mod smem {
         use super::{
-            CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS, TILE_BYTES,
+            NORM_BYTES, NORM_STAGES, PITCH, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS,
+            TERM_WARPS, TILE_BYTES,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
@@ -218,12 +229,14 @@ pub mod select {
         pub const QUERIES: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
         /// Value terms of the span.
         pub const BIAS: u32 = QUERIES + SUMMERS * QUERY_STAGES * QUERY_BYTES;
-        /// Moments of the value norms, one entry a consumer warp.
-        pub const MOMENTS: u32 = BIAS + SPAN * 4;
+        /// Stages of value norms.
+        pub const NORMS: u32 = BIAS + SPAN * 4;
+        /// Moments of the value norms, one entry a warp that makes the terms.
+        pub const MOMENTS: u32 = NORMS + NORM_STAGES * NORM_BYTES;
         /// Bytes of an entry: two sums in f64.
         pub const MOMENT_BYTES: u32 = 16;
         /// What the rows of the strip are: candidates, guards, budget.
-        pub const NOTES: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
+        pub const NOTES: u32 = MOMENTS + TERM_WARPS * MOMENT_BYTES;
         /// Bytes of a row's.
         pub const NOTE_BYTES: u32 = 16;
         const _: () = assert!(ROWS == 32 && NOTES.is_multiple_of(16), "a lane notes a row, and it is read at once");
@@ -235,8 +248,10 @@ pub mod select {
         pub const WRITTEN: u32 = SUM_BARRIERS + 16 * SUM_TURNS;
         /// Barrier that completes when the consumers are done with the scores.
         pub const DONE: u32 = WRITTEN + 8 * SUM_TURNS;
+        /// Barrier that completes, once a span, when its value terms are written.
+        pub const TERMS: u32 = DONE + 8;
         /// Bytes of dynamic shared memory.
-        pub const BYTES: u32 = DONE + 8;
+        pub const BYTES: u32 = TERMS + 8;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }

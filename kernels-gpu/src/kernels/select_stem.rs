@@ -2,16 +2,16 @@
 //!
 //! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Two warpgroups sum queries (each
 //! read once a span, by copies of their own), one warp hands the sums over, one copies key sums (of a cluster of two each block
-//! loads a half and sends it to both), four warpgroups multiply and, with the scores of the strip in shared memory, decide what
-//! each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their scores go through
-//! device memory.
+//! loads a half and sends it to both), two make the value terms, four warpgroups multiply and, with the scores of the strip in shared
+//! memory, decide what each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their
+//! scores go through device memory.
 //!
 //! What the kernel before it in the stream writes (key sums, norms) is read after `griddepcontrol.wait`; queries are not.
 
 use crate::abi::SelectParams;
 use crate::config::select::{
     CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, RING_TILES, ROWS,
-    SPAN, STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
+    SPAN, STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TERM_THREADS, THREADS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
@@ -59,6 +59,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
                 at = at.next();
             });
             mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
+            mbarrier::init(shared.terms(), TERM_THREADS);
             mbarrier::init_fence();
         }
         cluster::sync();
@@ -80,6 +81,9 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
                 copy_keys(p, shared, k_map, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SUM_WARPS + 1 {
                 hand_over_sums(p, shared, thread % 32);
+            } else {
+                pdl::wait();
+                make_terms(p, shared);
             }
         }
         cluster::sync();
@@ -234,13 +238,43 @@ unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
     }
 }
 
+/// The two warps that make the value terms, those of a span while the products on it run. For a strip's mean and deviation all norms
+/// of the request are read, which may take longer: it is done while the consumers still need the terms of the strip before.
+#[inline(always)]
+unsafe fn make_terms(p: &SelectParams, shared: Shared) {
+    let (mut strips, mut pass) = (Strips::new(p), 0u32);
+    // SAFETY: terms are overwritten when the consumers are done with those of the span before, which they are not without its terms, so
+    // that neither barrier is ever two phases ahead; the moments of a strip, after a barrier of the two warps behind the loads of those
+    // before: a strip has a span.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            if !strip.has_scores(p, special::tid_x_again() % 32) {
+                continue;
+            }
+            let value = ValueTerm::new(p, &strip, shared.moments(), shared.norms(), special::tid_x_again() % TERM_THREADS);
+            let mut first = 0;
+            while first < strip.keys {
+                // The parity of the phase before the first is 1: the first span does not wait.
+                mbarrier::wait(shared.done(), pass ^ 1);
+                value.write(strip.span(first), shared.bias(), special::tid_x_again() % TERM_THREADS);
+                // Every thread for itself, after its own stores.
+                mbarrier::arrive(shared.terms());
+                first += SPAN as i32;
+                pass ^= 1;
+            }
+        }
+    }
+}
+
 /// The consumer warpgroups: scores, then lists.
 ///
 /// # Safety
 /// All consumer threads call it, converged in warps; theirs are the first of the block.
 #[inline(always)]
 unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
-    let mut strips = Strips::new(p);
+    let (mut strips, mut pass) = (Strips::new(p), 0);
     // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone.
     unsafe {
         while strips.any() {
@@ -253,17 +287,18 @@ unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
                 }
                 let strip = strips.current();
                 let span = strip.span(first);
-                // Again for every span: the statistics would take registers that the products need.
-                let thread = special::tid_x_again();
-                ValueTerm::new(p, &strip, shared.moments(), thread).write(span, shared.bias(), thread);
-                consumer.score(p, shared, span, || barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>());
+                consumer.score(p, shared, span, || {
+                    barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
+                    mbarrier::wait(shared.terms(), pass);
+                });
+                pass ^= 1;
                 barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
-                // As above: looked up again rather than kept.
-                let strip = strips.current();
+                // Looked up again rather than kept: registers are short around the products.
+                let strip = strips.again().current();
                 copy_out(p, shared, &strip, strip.span(first));
                 first += SPAN as i32;
             }
-            let strip = strips.current();
+            let strip = strips.again().current();
             write_lists(p, shared, &strip);
             if scored {
                 release_scores(shared, consumer);
@@ -313,4 +348,5 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
 }
 
 const _: () = assert!(SUM_TURNS == 4 && SUM_TURNS - SUM_STAGES == SUM_STAGES, "barriers of the written sums, and of those before");
+const _: () = assert!(32 * (CONSUMER_WARPS + SUM_WARPS + 2) + TERM_THREADS == THREADS && THREADS.is_multiple_of(TERM_THREADS));
 const _: () = assert!(HEAD_DIM == 128 && SUMMERS == 2 && ROWS == 2 * SUM_ROWS, "a row of 8 chunks, half of the rows a warpgroup");

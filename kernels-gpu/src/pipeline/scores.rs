@@ -63,6 +63,12 @@ impl Shared {
         self.base.offset(map::BIAS)
     }
 
+    /// Value norms on their way to the value statistics.
+    #[inline(always)]
+    pub fn norms(self) -> SmemAddr {
+        self.base.offset(map::NORMS)
+    }
+
     /// Scratch of the value statistics.
     #[inline(always)]
     pub fn moments(self) -> SmemAddr {
@@ -85,6 +91,12 @@ impl Shared {
     #[inline(always)]
     pub fn done(self) -> SmemAddr {
         self.base.offset(map::DONE)
+    }
+
+    /// Barrier that completes, once a span, when its value terms are written.
+    #[inline(always)]
+    pub fn terms(self) -> SmemAddr {
+        self.base.offset(map::TERMS)
     }
 }
 
@@ -211,7 +223,8 @@ impl Consumer {
     /// Scores a span: products, then, when all consumers have theirs and the value terms are there, the scores.
     ///
     /// # Safety
-    /// All consumer threads call it, converged, with the same span; `between` is a barrier of all of them.
+    /// All consumer threads call it, converged, with the same span; `between` is a barrier of all of them, after which the value terms are
+    /// written.
     #[inline(always)]
     pub unsafe fn score(self, p: &SelectParams, shared: Shared, span: Span, between: impl Fn()) {
         macro_rules! run {

@@ -10,7 +10,7 @@ use crate::abi::{QueryBlock, Request, SelectParams};
 use crate::config::select::smem::NOTE_BYTES;
 use crate::config::select::{CHUNK, CONSUMER_WARPS, CONSUMERS, RING_TILES, SPAN, TILE};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
-use crate::ptx::{SmemAddr, smem, special, warp};
+use crate::ptx::{SmemAddr, math, smem, special, warp};
 use crate::unroll;
 
 /// Some query blocks of one request and head. What else there is to know of them is looked up where it is needed: registers
@@ -46,6 +46,13 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     pub fn new(p: &'a SelectParams) -> Self {
         Self { p, round: 0, done: 0 }
+    }
+
+    /// The same, of which nothing is known: what hangs on it is computed anew and not kept across what lies between.
+    #[inline(always)]
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { p: self.p, round: math::here(self.round as i32) as u32, done: math::here(self.done) }
     }
 
     /// Whether there is one.
