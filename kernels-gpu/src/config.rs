@@ -148,16 +148,10 @@ pub mod select {
     pub const CONSUMER_BARRIER: u32 = 1;
     /// Warps of the consumers.
     pub const CONSUMER_WARPS: u32 = CONSUMER_THREADS / 32;
-    /// Warps that make the value terms: those of the copying warpgroup that have nothing to copy.
-    pub const TERM_WARPS: u32 = 2;
-    /// Threads of theirs.
-    pub const TERM_THREADS: u32 = 32 * TERM_WARPS;
-    /// The named barrier at which they meet.
-    pub const TERM_BARRIER: u32 = 2;
-    /// Stages of value norms, four for each of those threads: copies in flight for which they have no registers.
+    /// Stages of value norms of the warp that makes the value terms, four for each lane: copies in flight for which it has no registers.
     pub const NORM_STAGES: u32 = 8;
     /// Bytes of one.
-    pub const NORM_BYTES: u32 = TERM_THREADS * 16;
+    pub const NORM_BYTES: u32 = 32 * 16;
     /// Warpgroups that sum queries. Two: one warp a scheduler cannot hide the latency of its own instructions.
     pub const SUMMERS: u32 = 2;
     /// Threads that sum queries.
@@ -209,14 +203,16 @@ pub mod select {
     pub const QUERY_CODES: u32 = SUM_ROWS * super::GROUP_TOKENS as u32 * HEAD_DIM as u32;
     /// Bytes of a stage: the codes, then the tokens' scales.
     pub const QUERY_BYTES: u32 = QUERY_CODES + SUM_ROWS * super::GROUP_TOKENS as u32 * 4;
+    /// Plans of strips in shared memory: one in use, and the next.
+    pub const PLANS: u32 = 2;
     /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
     pub const PITCH: u32 = SPAN + 4;
 
     /// Where things lie in dynamic shared memory.
     pub mod smem {
         use super::{
-            NORM_BYTES, NORM_STAGES, PITCH, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS,
-            TERM_WARPS, TILE_BYTES,
+            CONSUMER_WARPS, NORM_BYTES, NORM_STAGES, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SPAN, SUM_BYTES,
+            SUM_STAGES, SUM_TURNS, SUMMERS, TILE_BYTES,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
@@ -231,17 +227,21 @@ pub mod select {
         pub const BIAS: u32 = QUERIES + SUMMERS * QUERY_STAGES * QUERY_BYTES;
         /// Stages of value norms.
         pub const NORMS: u32 = BIAS + SPAN * 4;
-        /// Moments of the value norms, one entry a warp that makes the terms.
-        pub const MOMENTS: u32 = NORMS + NORM_STAGES * NORM_BYTES;
-        /// Bytes of an entry: two sums in f64.
-        pub const MOMENT_BYTES: u32 = 16;
-        /// What the rows of the strip are: candidates, guards, budget.
-        pub const NOTES: u32 = MOMENTS + TERM_WARPS * MOMENT_BYTES;
-        /// Bytes of a row's.
+        /// Plans of strips: what the rows are (candidates, guards, budget), and the strip itself.
+        pub const PLANS_AT: u32 = NORMS + NORM_STAGES * NORM_BYTES;
+        /// Bytes of a row's part.
         pub const NOTE_BYTES: u32 = 16;
-        const _: () = assert!(ROWS == 32 && NOTES.is_multiple_of(16), "a lane notes a row, and it is read at once");
+        const _: () = assert!(ROWS == 32 && PLANS_AT.is_multiple_of(16), "a lane notes a row, and it is read at once");
+        /// Bytes of a plan.
+        pub const PLAN_BYTES: u32 = ROWS * NOTE_BYTES + 32;
+        /// Barriers of the plans: full, then empty ones.
+        pub const PLAN_BARRIERS: u32 = PLANS_AT + PLANS * PLAN_BYTES;
+        /// What the consumer warps keep.
+        pub const KEPT: u32 = (PLAN_BARRIERS + 16 * PLANS).next_multiple_of(16);
+        /// Bytes of a warp's.
+        pub const KEPT_BYTES: u32 = 16;
         /// Barriers of the ring: full, then empty ones.
-        pub const RING_BARRIERS: u32 = NOTES + ROWS * NOTE_BYTES;
+        pub const RING_BARRIERS: u32 = KEPT + CONSUMER_WARPS * KEPT_BYTES;
         /// Barriers of the query sums.
         pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * RING_TILES;
         /// Barriers that complete when a group of query sums is written.

@@ -10,19 +10,20 @@
 
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, RING_TILES, ROWS,
-    SPAN, STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TERM_THREADS, THREADS, TILE, TILE_BYTES,
+    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, PLANS, QUERY_AHEAD, QUERY_STAGES, RING_TILES,
+    ROWS, SPAN, STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, THREADS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
 use crate::layout::select::{Row, sum_offset};
+use crate::pipeline::kept::{self, Place};
 use crate::pipeline::lists::{scores_at, write_lists};
 use crate::pipeline::scores::{Consumer, Shared};
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
 use crate::ptx::{barrier, cluster, cp_async, fence, global, math, mbarrier, pdl, regs, smem, special, warp};
 use crate::tile::reduce::ValueTerm;
-use crate::tile::strip::{Span, Strip, Strips, noted, wants_scores};
+use crate::tile::strip::{Span, Strip, Strips, wants_scores};
 use crate::tile::sums::{GroupSum, NO_TOKEN, Queries};
 use crate::unroll;
 
@@ -53,13 +54,14 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
         if thread == 0 {
             shared.keys.init(1, CONSUMERS * blocks);
             shared.sums.init(1, CONSUMERS);
+            shared.plans.init(32, CONSUMER_THREADS);
             let mut at = Turn::START;
             unroll!(_S < 4 {
                 mbarrier::init(shared.written(at), 32 * SUM_WARPS);
                 at = at.next();
             });
             mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
-            mbarrier::init(shared.terms(), TERM_THREADS);
+            mbarrier::init(shared.terms(), 32);
             mbarrier::init_fence();
         }
         cluster::sync();
@@ -70,7 +72,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
             pdl::wait();
             let consumer = Consumer { warpgroup: warp_index / 4, thread: thread % 128, blocks };
-            consume(p, shared, consumer);
+            consume(p, consumer);
         } else if warp_index < CONSUMER_WARPS + SUM_WARPS {
             regs::setmaxnreg_dec::<SUM_REGS>();
             sum_queries(p, shared, warp_index - CONSUMER_WARPS, thread % 128);
@@ -81,6 +83,8 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
                 copy_keys(p, shared, k_map, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SUM_WARPS + 1 {
                 hand_over_sums(p, shared, thread % 32);
+            } else if warp_index == CONSUMER_WARPS + SUM_WARPS + 2 {
+                plan_strips(p, shared, thread % 32);
             } else {
                 pdl::wait();
                 make_terms(p, shared);
@@ -238,14 +242,13 @@ unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
     }
 }
 
-/// The two warps that make the value terms, those of a span while the products on it run. For a strip's mean and deviation all norms
-/// of the request are read, which may take longer: it is done while the consumers still need the terms of the strip before.
+/// The warp that makes the value terms, those of a span while the products on it run. For a strip's mean and deviation all norms of the
+/// request are read, which may take longer: it is done while the consumers still need the terms of the strip before.
 #[inline(always)]
 unsafe fn make_terms(p: &SelectParams, shared: Shared) {
     let (mut strips, mut pass) = (Strips::new(p), 0u32);
     // SAFETY: terms are overwritten when the consumers are done with those of the span before, which they are not without its terms, so
-    // that neither barrier is ever two phases ahead; the moments of a strip, after a barrier of the two warps behind the loads of those
-    // before: a strip has a span.
+    // that neither barrier is ever two phases ahead.
     unsafe {
         while strips.any() {
             let strip = strips.current();
@@ -253,13 +256,13 @@ unsafe fn make_terms(p: &SelectParams, shared: Shared) {
             if !strip.has_scores(p, special::tid_x_again() % 32) {
                 continue;
             }
-            let value = ValueTerm::new(p, &strip, shared.moments(), shared.norms(), special::tid_x_again() % TERM_THREADS);
+            let value = ValueTerm::new(p, &strip, shared.norms());
             let mut first = 0;
             while first < strip.keys {
                 // The parity of the phase before the first is 1: the first span does not wait.
                 mbarrier::wait(shared.done(), pass ^ 1);
-                value.write(strip.span(first), shared.bias(), special::tid_x_again() % TERM_THREADS);
-                // Every thread for itself, after its own stores.
+                value.write(strip.span(first), shared.bias());
+                // Every lane for itself, after its own stores.
                 mbarrier::arrive(shared.terms());
                 first += SPAN as i32;
                 pass ^= 1;
@@ -268,61 +271,102 @@ unsafe fn make_terms(p: &SelectParams, shared: Shared) {
     }
 }
 
+/// The warp that looks strips up for the consumers, and writes their plans ([`crate::tile::plan`]), after them that there are no more.
+#[inline(always)]
+unsafe fn plan_strips(p: &SelectParams, shared: Shared, lane: u32) {
+    let mut at = Turn::<PLANS>::START;
+    let mut strips = Strips::new(p);
+    // SAFETY: barriers are initialised; a plan is waited for before it is overwritten. All lanes arrive for themselves, as where sums
+    // are written.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            shared.plans.wait_empty(at);
+            shared.plan(at.stage()).write(p, &strip, lane);
+            mbarrier::arrive(shared.plans.full(at));
+            at = at.next();
+        }
+        shared.plans.wait_empty(at);
+        shared.plan(at.stage()).write_end(lane);
+        mbarrier::arrive(shared.plans.full(at));
+    }
+}
+
 /// The consumer warpgroups: scores, then lists.
 ///
 /// # Safety
 /// All consumer threads call it, converged in warps; theirs are the first of the block.
 #[inline(always)]
-unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
-    let (mut strips, mut pass) = (Strips::new(p), 0);
-    // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone.
+unsafe fn consume(p: &SelectParams, consumer: Consumer) {
+    // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone. A plan is waited for before it is read, and
+    // given back when its strip is done. Where a warp is, it keeps in shared memory: registers are short around the products.
     unsafe {
-        while strips.any() {
-            let thread = special::tid_x_again();
-            let scored = strips.current().note_rows(p, shared.notes(), thread / 32, thread % 32);
-            let mut first = if scored { 0 } else { strips.current().keys };
-            while first < strips.current().keys {
-                if first > 0 {
-                    release_scores(shared, consumer);
+        let (mut strip, mut spans) = (0, 0);
+        loop {
+            Place { strip, first: 0, spans }.keep();
+            let shared = Shared::again();
+            shared.plans.wait_full(Turn::at(strip));
+            if kept::plan().size()[0] == 0 {
+                return;
+            }
+            if kept::plan().scored() {
+                while score_span(p, consumer) {
+                    release_scores(consumer);
                 }
-                let strip = strips.current();
-                let span = strip.span(first);
-                consumer.score(p, shared, span, || {
-                    barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
-                    mbarrier::wait(shared.terms(), pass);
-                });
-                pass ^= 1;
-                barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
-                // Looked up again rather than kept: registers are short around the products.
-                let strip = strips.again().current();
-                copy_out(p, shared, &strip, strip.span(first));
-                first += SPAN as i32;
             }
-            let strip = strips.again().current();
-            write_lists(p, shared, &strip);
-            if scored {
-                release_scores(shared, consumer);
+            write_lists(p);
+            if kept::plan().scored() {
+                release_scores(consumer);
             }
-            strips.advance(&strip);
+            Place { strip, spans, .. } = Place::kept();
+            mbarrier::arrive(Shared::again().plans.empty(Turn::at(strip)));
+            strip += 1;
         }
+    }
+}
+
+/// Scores the span that the consumers are at, and goes on to the next, if there is one: then the scores are in device memory.
+///
+/// # Safety
+/// All consumer threads call it, converged in warps, which keep a place in a strip whose scores somebody asks for.
+#[inline(always)]
+unsafe fn score_span(p: &SelectParams, consumer: Consumer) -> bool {
+    let shared = Shared::again();
+    // SAFETY: forwarded.
+    unsafe {
+        let strip = kept::plan().strip();
+        let span = strip.span(Place::kept().first);
+        consumer.score(p, shared, span, || {
+            barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
+            mbarrier::wait(shared.terms(), Place::kept().spans % 2);
+        });
+        barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
+        let at = Place::kept();
+        let strip = kept::plan().strip();
+        copy_out(p, &strip, strip.span(at.first));
+        let at = Place::kept();
+        let next = Place { first: at.first + SPAN as i32, spans: at.spans + 1, ..at };
+        next.keep();
+        next.first < kept::plan().size()[1]
     }
 }
 
 /// Tells every block of the cluster that the warp is done with the scores, so that copies may overwrite them.
 #[inline(always)]
-unsafe fn release_scores(shared: Shared, consumer: Consumer) {
+unsafe fn release_scores(consumer: Consumer) {
     let lane = special::tid_x_again() % 32;
     // SAFETY: forwarded from `consume`; the fence orders the warp's accesses before the copies.
     unsafe {
         fence::proxy_async_shared();
         warp::sync();
-        cluster::release_if(shared.done(), lane, (lane < consumer.blocks) as u32);
+        cluster::release_if(Shared::again().done(), lane, (lane < consumer.blocks) as u32);
     }
 }
 
 /// Copies what the strip's rows see of a span to device memory, if the caller wants the scores or more spans follow.
 #[inline(always)]
-unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) {
+unsafe fn copy_out(p: &SelectParams, strip: &Strip, span: Span) {
     if !(wants_scores(p) | (strip.keys > SPAN as i32)) {
         return;
     }
@@ -331,9 +375,9 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
     // SAFETY: rows of the strip; the host has checked the extents of `scores`.
     unsafe {
         while r < strip.rows as u32 {
-            let (Row { count, .. }, _) = noted(p, shared.notes(), r);
+            let (Row { count, .. }, _) = kept::plan().row(p, r);
             let to = scores_at(p, strip, r) + span.first as u32 as u64 * 4;
-            let from = shared.scores(r).0;
+            let from = Shared::again().scores(r).0;
             let mut base = 0;
             while base < span.count {
                 let j = base + lane as i32;
@@ -348,5 +392,5 @@ unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) 
 }
 
 const _: () = assert!(SUM_TURNS == 4 && SUM_TURNS - SUM_STAGES == SUM_STAGES, "barriers of the written sums, and of those before");
-const _: () = assert!(32 * (CONSUMER_WARPS + SUM_WARPS + 2) + TERM_THREADS == THREADS && THREADS.is_multiple_of(TERM_THREADS));
+const _: () = assert!(32 * (CONSUMER_WARPS + SUM_WARPS + 4) == THREADS, "every warp of the last warpgroup has a part");
 const _: () = assert!(HEAD_DIM == 128 && SUMMERS == 2 && ROWS == 2 * SUM_ROWS, "a row of 8 chunks, half of the rows a warpgroup");

@@ -7,10 +7,12 @@
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMERS, PITCH, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES, smem as map,
+    CONSUMERS, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
+    smem as map,
 };
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
 use crate::ptx::{SmemAddr, cluster, cvt, math, mbarrier, smem, special, warp, wgmma};
+use crate::tile::plan::Plan;
 use crate::tile::strip::Span;
 use crate::tile::topk::SharedScores;
 use crate::unroll;
@@ -23,14 +25,31 @@ pub struct Shared {
     pub keys: Stages<RING_TILES>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_TURNS>,
+    /// Plans of strips.
+    pub plans: Stages<PLANS>,
 }
 
 impl Shared {
     /// The block's.
     #[inline(always)]
     pub fn of_block() -> Self {
-        let base = smem::base();
-        Self { base, keys: Stages(base.offset(map::RING_BARRIERS)), sums: Stages(base.offset(map::SUM_BARRIERS)) }
+        Self::from(smem::base())
+    }
+
+    /// As [`Shared::of_block`], read anew: addresses are computed there, and need not be kept.
+    #[inline(always)]
+    pub fn again() -> Self {
+        Self::from(smem::base_again())
+    }
+
+    #[inline(always)]
+    fn from(base: SmemAddr) -> Self {
+        Self {
+            base,
+            keys: Stages(base.offset(map::RING_BARRIERS)),
+            sums: Stages(base.offset(map::SUM_BARRIERS)),
+            plans: Stages(base.offset(map::PLAN_BARRIERS)),
+        }
     }
 
     /// Tile `tile` of stage `stage` of key sums, of `stages`.
@@ -69,16 +88,16 @@ impl Shared {
         self.base.offset(map::NORMS)
     }
 
-    /// Scratch of the value statistics.
+    /// The plan of the block's `n`-th strip.
     #[inline(always)]
-    pub fn moments(self) -> SmemAddr {
-        self.base.offset(map::MOMENTS)
+    pub fn plan(self, n: u32) -> Plan {
+        Plan(self.base.offset(map::PLANS_AT + Turn::<PLANS>::at(n).stage() * map::PLAN_BYTES))
     }
 
-    /// What the rows of the strip are ([`crate::tile::strip::Strip::note_rows`]).
+    /// What warp `warp` keeps ([`super::kept`]).
     #[inline(always)]
-    pub fn notes(self) -> SmemAddr {
-        self.base.offset(map::NOTES)
+    pub fn kept(self, warp: u32) -> SmemAddr {
+        self.base.offset(map::KEPT + warp * map::KEPT_BYTES)
     }
 
     /// Scores of row `r` of the strip. They lie over the ring.

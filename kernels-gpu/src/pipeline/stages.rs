@@ -61,15 +61,13 @@ pub struct Stages<const N: u32>(pub SmemAddr);
 impl<const N: u32> Stages<N> {
     /// Barrier that completes when the stage is full.
     #[inline(always)]
-    pub fn full<const M: u32>(self, at: Turn<M>) -> SmemAddr {
-        const { assert!(M <= N) };
+    pub fn full(self, at: Turn<N>) -> SmemAddr {
         self.0.offset(at.stage * 8)
     }
 
     /// Barrier that completes when the stage may be filled again.
     #[inline(always)]
-    pub fn empty<const M: u32>(self, at: Turn<M>) -> SmemAddr {
-        const { assert!(M <= N) };
+    pub fn empty(self, at: Turn<N>) -> SmemAddr {
         self.0.offset((N + at.stage) * 8)
     }
 
@@ -79,7 +77,7 @@ impl<const N: u32> Stages<N> {
     /// One thread, before any other use; followed by `mbarrier::init_fence` and a barrier of all that use the ring.
     #[inline(always)]
     pub unsafe fn init(self, full: u32, empty: u32) {
-        let mut at = Turn::<N>::START;
+        let mut at = Turn::START;
         let mut stage = 0;
         while stage < N {
             // SAFETY: the caller owns this shared memory and no one uses the barriers yet.
@@ -97,7 +95,7 @@ impl<const N: u32> Stages<N> {
     /// # Safety
     /// The ring is initialised, and somebody fills the stage.
     #[inline(always)]
-    pub unsafe fn wait_full<const M: u32>(self, at: Turn<M>) {
+    pub unsafe fn wait_full(self, at: Turn<N>) {
         // SAFETY: forwarded.
         unsafe { mbarrier::wait(self.full(at), at.parity) }
     }
@@ -107,7 +105,7 @@ impl<const N: u32> Stages<N> {
     /// # Safety
     /// The ring is initialised, and its readers give the stage back.
     #[inline(always)]
-    pub unsafe fn wait_empty<const M: u32>(self, at: Turn<M>) {
+    pub unsafe fn wait_empty(self, at: Turn<N>) {
         // SAFETY: forwarded. The parity of a barrier's "previous phase" is 1 before its first completion.
         unsafe { mbarrier::wait(self.empty(at), at.parity ^ 1) }
     }

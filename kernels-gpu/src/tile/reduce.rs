@@ -3,14 +3,15 @@
 //! Sums are f64, of distances from the request's first norm, added in a fixed order, so that the same norms always give the same bits.
 //! The first norm is one of those that the deviation is of: its distance d from the mean makes the variance at least d^2 / n, so the
 //! cancellation in `squares - sum^2 / n` costs no more than a factor of n, some 17 bits of 53.
+//!
+//! One warp does it, beside the products.
 
 use super::strip::{Span, Strip};
 use crate::abi::SelectParams;
 use crate::config::RUNS;
-use crate::config::select::smem::MOMENT_BYTES;
-use crate::config::select::{NORM_BYTES, NORM_STAGES, TERM_BARRIER, TERM_THREADS, TERM_WARPS};
+use crate::config::select::{NORM_BYTES, NORM_STAGES};
 use crate::layout::pages::counted_runs;
-use crate::ptx::{SmemAddr, barrier, cp_async, global, math, smem, special, warp};
+use crate::ptx::{SmemAddr, cp_async, global, math, smem, special, warp};
 use crate::unroll;
 
 /// Added to the deviation before the division (stem.md, section 1).
@@ -24,18 +25,19 @@ struct Moments {
 }
 
 impl Moments {
-    /// Of the norms that thread `thread` of [`TERM_THREADS`] takes: fours and fours again, of `count` norms at `norms`. They go through
-    /// `stages`, so that copies are under way for which there are no registers.
+    /// Of the norms that a lane takes: fours and fours again, of `count` norms at `norms`. They go through `stages`, so that copies are
+    /// under way for which there are no registers.
     ///
     /// # Safety
     /// There is a norm; the norms are those of whole blocks of a request, aligned for vectors, in readable memory that nobody writes;
-    /// all lanes of a warp call it with the same norms; nobody else uses the thread's 16 bytes of each of the stages.
+    /// all lanes of a warp call it with the same norms; nobody else uses the stages.
     #[inline(always)]
-    unsafe fn of(norms: u64, count: i32, pivot: f64, thread: u32, stages: SmemAddr) -> Self {
-        let own = stages.offset(thread * 16);
+    unsafe fn of(norms: u64, count: i32, pivot: f64, stages: SmemAddr) -> Self {
+        let lane = special::tid_x_again() % 32;
+        let own = stages.offset(lane * 16);
         let mut all = Self { sum: 0.0, squares: 0.0 };
         // The same number of times in all lanes: they exchange what they have right after.
-        let mut u = 4 * thread as i32;
+        let mut u = 4 * lane as i32;
         let mut left = count;
         while left > 0 {
             unroll!(S < 8 {
@@ -84,25 +86,6 @@ impl Moments {
         });
         all
     }
-
-    #[inline(always)]
-    unsafe fn store_if(self, at: SmemAddr, on: u32) {
-        let (sum, squares) = (halves(self.sum), halves(self.squares));
-        // SAFETY: forwarded from the callers.
-        unsafe {
-            smem::st_u32_if(at, sum.0, on);
-            smem::st_u32_if(at.offset(4), sum.1, on);
-            smem::st_u32_if(at.offset(8), squares.0, on);
-            smem::st_u32_if(at.offset(12), squares.1, on);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: SmemAddr) -> Self {
-        // SAFETY: forwarded from the callers.
-        let [a, b, c, d] = unsafe { smem::ld_v4(at) };
-        Self { sum: joined(a, b), squares: joined(c, d) }
-    }
 }
 
 #[inline(always)]
@@ -124,8 +107,8 @@ fn inverse(n: i32) -> f64 {
     nearer * (2.0 - n as f64 * nearer)
 }
 
-/// Norms of a stage: four a thread.
-const FOURS: i32 = 4 * TERM_THREADS as i32;
+/// Norms of a stage: four a lane.
+const FOURS: i32 = 4 * 32;
 
 /// The value term of one request and KV head.
 #[derive(Clone, Copy)]
@@ -139,29 +122,21 @@ pub struct ValueTerm {
 }
 
 impl ValueTerm {
-    /// Mean and deviation over the strip's request. `scratch` holds an entry of [`MOMENT_BYTES`] for each of the warps,
-    /// `stages` the norms on their way.
+    /// Mean and deviation over the strip's request. The norms go through `stages`.
     ///
     /// # Safety
-    /// The [`TERM_THREADS`] threads call it, converged, with their index among them; the host has checked the norms, which are complete.
+    /// A whole warp calls it, converged; [`NORM_STAGES`] times [`NORM_BYTES`] of shared memory are its own; the host has checked the norms,
+    /// which are complete.
     #[inline(always)]
-    pub unsafe fn new(p: &SelectParams, strip: &Strip, scratch: SmemAddr, stages: SmemAddr, thread: u32) -> Self {
-        // SAFETY: a strip has a row; the runs of a request lie inside the array; a request with queries has keys. Each warp stores
-        // one entry, and the barrier orders the loads after the stores.
+    pub unsafe fn new(p: &SelectParams, strip: &Strip, stages: SmemAddr) -> Self {
+        // SAFETY: a strip has a row; the runs of a request lie inside the array; a request with queries has keys.
         unsafe {
             let (_, request) = strip.block(p, 0);
             let counted = counted_runs(&request, p.count_empty_runs != 0);
             let first = (strip.kv_head(p) as i64 * p.total_kb as i64 + request.kb_start as i64) * RUNS as i64;
             let norms = p.run_norms.wrapping_add((first * 4) as u64);
             let pivot = f32::from_bits(global::ld_u32(norms)) as f64;
-            let own = Moments::of(norms, counted, pivot, thread, stages).of_lanes();
-            own.store_if(scratch.offset(thread / 32 * MOMENT_BYTES), thread.is_multiple_of(32) as u32);
-            barrier::sync::<TERM_BARRIER, TERM_THREADS>();
-            // In the same order by both warps.
-            let (low, high) = (Moments::load(scratch), Moments::load(scratch.offset(MOMENT_BYTES)));
-            // Before either of them stores the next request's.
-            barrier::sync::<TERM_BARRIER, TERM_THREADS>();
-            let all = Moments { sum: low.sum + high.sum, squares: low.squares + high.squares };
+            let all = Moments::of(norms, counted, pivot, stages).of_lanes();
             let distance = all.sum * inverse(counted);
             let squares = all.squares - all.sum * distance;
             let variance = if (counted > 1) & (squares > 0.0) { squares * inverse(counted - 1) } else { 0.0 };
@@ -175,11 +150,11 @@ impl ValueTerm {
     /// # Safety
     /// As [`ValueTerm::new`]; `bias` is shared memory for as many terms, which nobody reads until a barrier.
     #[inline(always)]
-    pub unsafe fn write(&self, span: Span, bias: SmemAddr, thread: u32) {
+    pub unsafe fn write(&self, span: Span, bias: SmemAddr) {
         // The same number of times in all lanes: a barrier follows.
         let mut base = 0;
         while base < span.count {
-            let j = base + thread as i32;
+            let j = base + (special::tid_x_again() % 32) as i32;
             let on = j < span.count;
             let at = (span.first + if on { j } else { 0 }) * RUNS as i32;
             let from = self.norms + at as u32 as u64 * 4;
@@ -200,9 +175,9 @@ impl ValueTerm {
             let term = self.lambda * (z / RUNS as f32);
             // SAFETY: one word of the span.
             unsafe { smem::st_u32_if(bias.offset(j as u32 * 4), term.to_bits(), on as u32) };
-            base += TERM_THREADS as i32;
+            base += 32;
         }
     }
 }
 
-const _: () = assert!(TERM_WARPS == 2 && MOMENT_BYTES == 16 && RUNS.is_multiple_of(4) && NORM_STAGES == 8);
+const _: () = assert!(RUNS.is_multiple_of(4) && NORM_STAGES == 8);
