@@ -217,22 +217,26 @@ impl Consumer {
     unsafe fn store<const TILES: usize>(self, p: &SelectParams, shared: Shared, acc: &Products) {
         // Read again: what hangs on it would otherwise be computed before the products and lack registers there.
         let thread = (special::tid_x_again() % 128) as usize;
+        // A product has key blocks as rows and query blocks as columns: the thread has two of the ones a tile, and two of every eight of
+        // the others.
+        let first = (self.warpgroup * TILE + accumulator_row(thread, 0) as u32) * 4;
+        let mut bias = [[0.0; 2]; 4];
+        unroll!(C < 4 {
+            if C < TILES {
+                // SAFETY: two of the span's 1,024 places.
+                unroll!(H < 2 { bias[C][H] = unsafe { smem::ld_f32(shared.bias().offset(first + C as u32 * CHUNK_SCORES + H as u32 * 32)) }; });
+            }
+        });
+        let to = shared.scores(accumulator_col(thread, 0) as u32).0.offset(first);
         unroll!(C < 4 {
             if C < TILES {
                 unroll!(H < 2 {
-                    // A product has key blocks as rows and query blocks as columns.
-                    let row = accumulator_row(thread, 2 * H) as u32;
-                    let key = (C as u32 * 4 + self.warpgroup) * TILE + row;
-                    // SAFETY: one of the span's 1,024 places, and one of the strip's 32 rows.
-                    let bias = unsafe { smem::ld_f32(shared.bias().offset(key * 4)) };
+                    let key = C as u32 * CHUNK_SCORES + H as u32 * 32;
                     unroll!(G < 4 {
-                        unroll!(E < 2 {
-                            const I: usize = 4 * G + 2 * H + E;
-                            let r = accumulator_col(thread, I) as u32;
-                            let score = rounded(p.qk_scale * acc[C][I] + bias, p.round_bf16 != 0);
-                            // SAFETY: as above.
-                            unsafe { smem::st_f32(shared.scores(r).0.offset(key * 4), score) };
-                        });
+                        let scores = [acc[C][4 * G + 2 * H], acc[C][4 * G + 2 * H + 1]].map(|sum| p.qk_scale * sum + bias[C][H]);
+                        let scores = rounded(scores, p.round_bf16 != 0);
+                        // SAFETY: of the same places, in two of the strip's 32 rows.
+                        unroll!(E < 2 { unsafe { smem::st_f32(to.offset((8 * G + E) as u32 * (PITCH * 4) + key), scores[E]) }; });
                     });
                 });
             }
@@ -275,11 +279,14 @@ impl Consumer {
     }
 }
 
-/// The score, or its nearest bf16.
+/// Scores, or their nearest bf16.
 #[inline(always)]
-fn rounded(score: f32, to_bf16: bool) -> f32 {
-    if to_bf16 { cvt::bf16x2_to_f32(cvt::bf16x2(score, 0.0)).0 } else { score }
+fn rounded([a, b]: [f32; 2], to_bf16: bool) -> [f32; 2] {
+    if to_bf16 { cvt::bf16x2_to_f32(cvt::bf16x2(a, b)).into() } else { [a, b] }
 }
+
+/// Bytes from the scores of one chunk of a span to those of the next.
+const CHUNK_SCORES: u32 = CONSUMERS * TILE * 4;
 
 const _: () = assert!(RING_TILES == 16 && CONSUMERS == 4, "stages of a ring of one, two and four tiles");
 const _: () = assert!(ROWS == 32, "the N of the products, and the columns of their accumulators");
