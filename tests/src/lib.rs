@@ -6,4 +6,5 @@ pub mod fuzz;
 pub mod gpu;
 pub mod oracle;
 pub mod retrieval;
+pub mod slack;
 pub mod stages;

@@ -2,6 +2,7 @@
 
 pub mod choice;
 pub mod digits;
+pub mod octet;
 pub mod pages;
 pub mod planes;
 pub mod probe_sel;

@@ -7,8 +7,8 @@
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMERS, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
-    smem as map,
+    CONSUMER_WARPS, CONSUMERS, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE,
+    TILE_BYTES, smem as map,
 };
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
 use crate::ptx::{SmemAddr, cluster, cvt, math, mbarrier, smem, special, warp, wgmma};
@@ -23,6 +23,8 @@ pub struct Shared {
     base: SmemAddr,
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
     pub keys: Stages<RING_TILES>,
+    /// Queries, a unit a stage.
+    pub queries: Stages<QUERY_STAGES>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_TURNS>,
     /// Plans of strips.
@@ -47,6 +49,7 @@ impl Shared {
         Self {
             base,
             keys: Stages(base.offset(map::RING_BARRIERS)),
+            queries: Stages(base.offset(map::QUERY_BARRIERS)),
             sums: Stages(base.offset(map::SUM_BARRIERS)),
             plans: Stages(base.offset(map::PLAN_BARRIERS)),
         }
@@ -70,10 +73,10 @@ impl Shared {
         self.base.offset(map::WRITTEN + at.stage() * 8)
     }
 
-    /// Stage of the queries that the `n`-th group of summing warpgroup `summer` goes through.
+    /// A stage of queries.
     #[inline(always)]
-    pub fn queries(self, summer: u32, n: u32) -> SmemAddr {
-        self.base.offset(map::QUERIES + (summer * QUERY_STAGES + n % QUERY_STAGES) * QUERY_BYTES)
+    pub fn unit(self, at: Turn<QUERY_STAGES>) -> SmemAddr {
+        self.base.offset(map::QUERIES + at.stage() * QUERY_BYTES)
     }
 
     /// Value terms of the span.
@@ -94,10 +97,16 @@ impl Shared {
         Plan(self.base.offset(map::PLANS_AT + Turn::<PLANS>::at(n).stage() * map::PLAN_BYTES))
     }
 
-    /// What warp `warp` keeps ([`super::kept`]).
+    /// What consumer warp `warp` keeps ([`super::kept`]).
     #[inline(always)]
     pub fn kept(self, warp: u32) -> SmemAddr {
         self.base.offset(map::KEPT + warp * map::KEPT_BYTES)
+    }
+
+    /// What warp `warp`, which is no consumer, keeps ([`super::kept::keep`]).
+    #[inline(always)]
+    pub fn side_kept(self, warp: u32) -> SmemAddr {
+        self.base.offset(map::SIDE_KEPT + (warp - CONSUMER_WARPS) * map::SIDE_KEPT_BYTES)
     }
 
     /// Scores of row `r` of the strip. They lie over the ring.

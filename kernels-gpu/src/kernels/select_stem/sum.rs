@@ -1,0 +1,147 @@
+//! The warps that sum queries.
+
+use crate::abi::SelectParams;
+use crate::config::GROUPS;
+use crate::config::select::{CONSUMER_WARPS, OCTET_BYTES, OCTETS, QUERY_STAGES, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS};
+use crate::layout::octet::{chunk, sums_at, sums_of_part};
+use crate::layout::select::unit;
+use crate::pipeline::kept::{keep, kept, kept_alike};
+use crate::pipeline::scores::Shared;
+use crate::pipeline::stages::Turn;
+use crate::ptx::{SmemAddr, mbarrier, smem, special};
+use crate::tile::octet::{Weights, sum_octet};
+use crate::tile::queries::{Queries, Scales};
+use crate::tile::strip::{Octets, Strips};
+
+/// A warp that sums: every seventh unit of the block's. It has a stage of queries for itself, the one of its number.
+///
+/// # Safety
+/// A whole warp, converged, after the barriers' initialisation; one of the [`SUM_WARPS`] behind the consumers.
+#[inline(always)]
+pub(super) unsafe fn sum_queries(p: &SelectParams) {
+    let (mut strips, mut done, mut turn) = (Strips::new(p), 0u32, 0u32);
+    // SAFETY: barriers are initialised.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            let octets = strip.scored_octets(p, special::tid_x_again() % 32);
+            if octets.count == 0 {
+                continue;
+            }
+            let groups = strip.groups();
+            // Registers are short until the next one.
+            let [round, row] = strips.place();
+            keep::<0>([round, row, (done + groups * octets.count) % SUM_WARPS, groups]);
+            keep::<1>(Scales::of(&Queries::of(p, &strip, octets.first)).words());
+            keep::<2>([octets.first, octets.count, 0, 0]);
+            turn = sum_strip(p, (SUM_WARPS + number() - done) % SUM_WARPS, turn);
+            let [round, row, after, _] = kept_alike::<0>();
+            (strips, done) = (Strips::at(p, [round, row]), after);
+        }
+    }
+}
+
+/// Which of the warps that sum it is: the number of its stage.
+#[inline(always)]
+fn number() -> u32 {
+    special::tid_x_again() / 32 - CONSUMER_WARPS
+}
+
+/// The octets of the strip at which the warp is, as it has kept them.
+///
+/// # Safety
+/// In [`sum_strip`].
+#[inline(always)]
+unsafe fn octets_again() -> Octets {
+    // SAFETY: forwarded.
+    let [first, count, ..] = unsafe { kept::<2>() };
+    Octets { first, count }
+}
+
+/// A unit of a strip, in one word.
+#[derive(Clone, Copy)]
+struct Unit(u32);
+
+impl Unit {
+    /// Of group `group`, counted through all spans, and the `n`-th octet; `turn` is the parity of the number of units that the warp has
+    /// summed.
+    #[inline(always)]
+    fn new([group, n]: [u32; 2], turn: u32) -> Self {
+        Self(group << 4 | n << 1 | turn)
+    }
+
+    /// Group.
+    #[inline(always)]
+    fn group(self) -> u32 {
+        self.0 >> 4
+    }
+
+    /// Which of the octets.
+    #[inline(always)]
+    fn n(self) -> u32 {
+        self.0 >> 1 & 7
+    }
+
+    /// Parity of the warp's stage.
+    #[inline(always)]
+    fn turn(self) -> u32 {
+        self.0 & 1
+    }
+
+    /// The warp's next one, where a group has `octets` units.
+    #[inline(always)]
+    fn after(self, octets: u32) -> Self {
+        let [groups, rest] = unit(SUM_WARPS, octets);
+        let (group, n) = (self.group() + groups, self.n() + rest);
+        Self::new(if n < octets { [group, n] } else { [group + 1, n - octets] }, self.turn() ^ 1)
+    }
+}
+
+/// The warp's units of the strip that it has kept, of which the first is number `first`. Returns the parity of the number of units that
+/// the warp has summed, `turn` before.
+///
+/// # Safety
+/// As [`sum_queries`].
+#[inline(always)]
+unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
+    // SAFETY: queries are waited for before they are read, and the place of a group's sums before it is written: the products have
+    // then read what was there.
+    unsafe {
+        // Groups are checked where scales are loaded: past the last there are none.
+        let exists = |at: Unit| at.group() < kept_alike::<0>()[3];
+        let load = |at: Unit| {
+            let lane = special::tid_x_again() % 32;
+            Scales::from_words(kept::<1>()).load(p, at.n(), at.group() % GROUPS as u32, lane, at.group() < kept::<0>()[3])
+        };
+        let mut at = Unit::new(unit(first, kept_alike::<2>()[1]), turn);
+        let mut next = load(at);
+        while exists(at) {
+            let weights = Weights::new(next);
+            // On their way while this unit is summed.
+            let after = at.after(kept_alike::<2>()[1]);
+            next = load(after);
+            let shared = Shared::again();
+            // A span has an even number of passes over the turns: every strip finds them as the first one did. The stage is free when the
+            // group has been read that many before: its barrier is the one that comes as many after.
+            shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
+            let lane = special::tid_x_again() % 32;
+            let octet = (octets_again().first + at.n()) * OCTET_BYTES;
+            let to = shared.group(Turn::at(at.group())).offset(chunk(lane) / 4 * SUM_BYTES + octet + sums_at(lane, 0)).0;
+            shared.queries.wait_full(Turn::in_pass(number(), at.turn()));
+            let stage = || Shared::again().unit(Turn::in_pass(number(), 0));
+            sum_octet(stage, &weights, lane, |part, values| smem::st_v4(SmemAddr(sums_of_part(to, part)), values));
+            // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others.
+            let shared = Shared::again();
+            mbarrier::arrive(shared.queries.empty(Turn::in_pass(number(), 0)));
+            // Every barrier is told as often: the last octet speaks for those that are not there.
+            let times = if at.n() + 1 == octets_again().count { OCTETS - at.n() } else { 1 };
+            mbarrier::arrive_times(shared.written(Turn::at(at.group())), times);
+            at = after;
+        }
+        at.turn()
+    }
+}
+
+const _: () = assert!(SUM_WARPS == QUERY_STAGES, "a warp has a stage for itself");
+const _: () = assert!(OCTETS <= 4 && SUM_TURNS == 2 * SUM_STAGES, "octets of a unit's word, and barriers of the groups before");
