@@ -119,14 +119,16 @@ unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
         while exists(at) {
             let weights = Weights::new(next);
             // On their way while this unit is summed.
-            let after = at.after(kept_alike::<2>()[1]);
-            next = load(after);
+            next = load(at.after(octets_again().count));
+            // Registers are short while a unit is summed.
+            let Octets { first, count } = octets_again();
+            keep::<2>([first, count, at.0, 0]);
             let shared = Shared::again();
             // A span has an even number of passes over the turns: every strip finds them as the first one did. The stage is free when the
             // group has been read that many before: its barrier is the one that comes as many after.
             shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
             let lane = special::tid_x_again() % 32;
-            let octet = (octets_again().first + at.n()) * OCTET_BYTES;
+            let octet = (first + at.n()) * OCTET_BYTES;
             let to = shared.group(Turn::at(at.group())).offset(chunk(lane) / 4 * SUM_BYTES + octet + sums_at(lane, 0)).0;
             shared.queries.wait_full(Turn::in_pass(number(), at.turn()));
             let stage = || Shared::again().unit(Turn::in_pass(number(), 0));
@@ -134,10 +136,11 @@ unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
             // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others.
             let shared = Shared::again();
             mbarrier::arrive(shared.queries.empty(Turn::in_pass(number(), 0)));
+            let [_, count, unit, _] = kept_alike::<2>();
+            at = Unit(unit);
             // Every barrier is told as often: the last octet speaks for those that are not there.
-            let times = if at.n() + 1 == octets_again().count { OCTETS - at.n() } else { 1 };
-            mbarrier::arrive_times(shared.written(Turn::at(at.group())), times);
-            at = after;
+            mbarrier::arrive_times(shared.written(Turn::at(at.group())), if at.n() + 1 == count { OCTETS - at.n() } else { 1 });
+            at = at.after(count);
         }
         at.turn()
     }
