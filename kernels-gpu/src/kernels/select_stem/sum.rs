@@ -8,7 +8,7 @@ use crate::layout::select::unit;
 use crate::pipeline::kept::{keep, kept, kept_alike};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
-use crate::ptx::{SmemAddr, mbarrier, smem, special};
+use crate::ptx::{SmemAddr, mbarrier, smem, special, warp};
 use crate::tile::octet::{Weights, sum_octet};
 use crate::tile::queries::{Queries, Scales};
 use crate::tile::strip::{Octets, Strips};
@@ -114,7 +114,7 @@ unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
             let lane = special::tid_x_again() % 32;
             Scales::from_words(kept::<1>()).load(p, at.n(), at.group() % GROUPS as u32, lane, at.group() < kept::<0>()[3])
         };
-        let mut at = Unit::new(unit(first, kept_alike::<2>()[1]), turn);
+        let mut at = Unit(warp::shfl_idx_u32(Unit::new(unit(first, kept_alike::<2>()[1]), turn).0, 0));
         let mut next = load(at);
         while exists(at) {
             let weights = Weights::new(next);
