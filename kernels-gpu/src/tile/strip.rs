@@ -246,10 +246,12 @@ impl Span {
     /// Stages of the ring of key sums.
     #[inline(always)]
     pub fn stages(self) -> u32 {
-        match self.count {
-            ..=ONE_TILE => RING_TILES,
-            ..=TWO_TILES => RING_TILES / 2,
-            _ => RING_TILES / CONSUMERS,
+        if self.count <= ONE_TILE {
+            RING_TILES
+        } else if self.count <= TWO_TILES {
+            RING_TILES / 2
+        } else {
+            RING_TILES / CONSUMERS
         }
     }
 
