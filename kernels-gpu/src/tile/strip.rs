@@ -203,9 +203,6 @@ pub struct Span {
     pub count: i32,
 }
 
-const ONE_TILE: i32 = TILE as i32;
-const TWO_TILES: i32 = 2 * TILE as i32;
-
 impl Span {
     /// Stages of a step.
     #[inline(always)]
@@ -216,9 +213,9 @@ impl Span {
     /// Stages of the ring of key sums.
     #[inline(always)]
     pub fn stages(self) -> u32 {
-        match self.count {
-            ..=ONE_TILE => RING_TILES,
-            ..=TWO_TILES => RING_TILES / 2,
+        match (self.count as u32).div_ceil(TILE) {
+            0 | 1 => RING_TILES,
+            2 => RING_TILES / 2,
             _ => RING_TILES / CONSUMERS,
         }
     }
