@@ -250,8 +250,10 @@ pub mod select {
         pub const DONE: u32 = WRITTEN + 8 * SUM_TURNS;
         /// Barrier that completes, once a span, when its value terms are written.
         pub const TERMS: u32 = DONE + 8;
+        /// Barrier that completes, once a span, when the consumers have read them.
+        pub const TERMS_READ: u32 = TERMS + 8;
         /// Bytes of dynamic shared memory.
-        pub const BYTES: u32 = TERMS + 8;
+        pub const BYTES: u32 = TERMS_READ + 8;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }

@@ -117,6 +117,12 @@ impl Shared {
     pub fn terms(self) -> SmemAddr {
         self.base.offset(map::TERMS)
     }
+
+    /// Barrier that completes, once a span, when the consumers have read them.
+    #[inline(always)]
+    pub fn terms_read(self) -> SmemAddr {
+        self.base.offset(map::TERMS_READ)
+    }
 }
 
 /// Products of one tile of each chunk of a span.
