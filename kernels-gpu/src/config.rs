@@ -257,8 +257,10 @@ pub mod select {
         pub const DONE: u32 = WRITTEN + 8 * SUM_TURNS;
         /// Barrier that completes, once a span, when its value terms are written.
         pub const TERMS: u32 = DONE + 8;
+        /// Barrier that completes, once a span, when the consumers have read them.
+        pub const TERMS_READ: u32 = TERMS + 8;
         /// What the other warps keep.
-        pub const SIDE_KEPT: u32 = (TERMS + 8).next_multiple_of(16);
+        pub const SIDE_KEPT: u32 = (TERMS_READ + 8).next_multiple_of(16);
         /// Bytes of a warp's: three times four words.
         pub const SIDE_KEPT_BYTES: u32 = 48;
         /// Bytes of dynamic shared memory.

@@ -107,6 +107,7 @@ unsafe fn init(shared: Shared, blocks: u32) {
         }
         mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
         mbarrier::init(shared.terms(), 32);
+        mbarrier::init(shared.terms_read(), CONSUMER_THREADS);
         mbarrier::init_fence();
     }
 }
@@ -116,7 +117,7 @@ unsafe fn init(shared: Shared, blocks: u32) {
 #[inline(always)]
 unsafe fn make_terms(p: &SelectParams, shared: Shared) {
     let (mut strips, mut pass) = (Strips::new(p), 0u32);
-    // SAFETY: terms are overwritten when the consumers are done with those of the span before, which they are not without its terms, so
+    // SAFETY: terms are overwritten when the consumers have read those of the span before, which they do not before these are written, so
     // that neither barrier is ever two phases ahead.
     unsafe {
         while strips.any() {
@@ -129,7 +130,7 @@ unsafe fn make_terms(p: &SelectParams, shared: Shared) {
             let mut first = 0;
             while first < strip.keys {
                 // The parity of the phase before the first is 1: the first span does not wait.
-                mbarrier::wait(shared.done(), pass ^ 1);
+                mbarrier::wait(shared.terms_read(), pass ^ 1);
                 value.write(strip.span(first), shared.bias());
                 // Every lane for itself, after its own stores.
                 mbarrier::arrive(shared.terms());

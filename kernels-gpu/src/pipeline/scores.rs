@@ -126,6 +126,12 @@ impl Shared {
     pub fn terms(self) -> SmemAddr {
         self.base.offset(map::TERMS)
     }
+
+    /// Barrier that completes, once a span, when the consumers have read them.
+    #[inline(always)]
+    pub fn terms_read(self) -> SmemAddr {
+        self.base.offset(map::TERMS_READ)
+    }
 }
 
 /// Products of one tile of each chunk of a span.
@@ -217,6 +223,29 @@ impl Consumer {
         acc
     }
 
+    /// What a warpgroup without a tile does in the place of [`Consumer::multiply`]: its first warp gives everything back when it is
+    /// there. The others would not be in step with it, as products keep them, and might miss a phase: they come one by one, as each
+    /// is done with its lists.
+    ///
+    /// # Safety
+    /// As [`Consumer::multiply`]; the span has one chunk.
+    #[inline(always)]
+    unsafe fn look_on(self, shared: Shared, stages: u32) {
+        let mut step = 0;
+        // SAFETY: forwarded.
+        unsafe {
+            let first = warp::shfl_idx_u32(self.thread / 32, 0) == 0;
+            while first & (step < STEPS) {
+                let (keys, sums) = (Turn::<RING_TILES>::of(step, stages), Turn::<SUM_TURNS>::at(step / 2));
+                shared.sums.wait_full(sums);
+                shared.keys.wait_full(keys);
+                self.release_keys(shared, keys, 1);
+                self.release_sums(shared, sums, step % 2);
+                step += 1;
+            }
+        }
+    }
+
     /// Scales the products, adds the value terms, rounds, and stores the scores of the span's key blocks for all rows of a strip
     /// (those of rows and blocks that are not there mean nothing).
     ///
@@ -276,7 +305,13 @@ impl Consumer {
         // Known where the products are many, in registers where they are few.
         let few = span.stages();
         match (chunks, self.warpgroup < span.tiles(chunks - 1)) {
-            (1, false) => run!(1, 0, few),
+            (1, false) => {
+                // SAFETY: forwarded.
+                unsafe {
+                    self.look_on(shared, few);
+                    between();
+                }
+            }
             (1, true) => run!(1, 1, few),
             (2, false) => run!(2, 1, 4),
             (2, true) => run!(2, 2, 4),

@@ -233,9 +233,6 @@ pub struct Span {
     pub count: i32,
 }
 
-const ONE_TILE: i32 = TILE as i32;
-const TWO_TILES: i32 = 2 * TILE as i32;
-
 impl Span {
     /// Stages of a step.
     #[inline(always)]
@@ -246,12 +243,10 @@ impl Span {
     /// Stages of the ring of key sums.
     #[inline(always)]
     pub fn stages(self) -> u32 {
-        if self.count <= ONE_TILE {
-            RING_TILES
-        } else if self.count <= TWO_TILES {
-            RING_TILES / 2
-        } else {
-            RING_TILES / CONSUMERS
+        match (self.count as u32).div_ceil(TILE) {
+            0 | 1 => RING_TILES,
+            2 => RING_TILES / 2,
+            _ => RING_TILES / CONSUMERS,
         }
     }
 
