@@ -192,7 +192,10 @@ impl Consumer {
                     let q = descriptor_k128(shared.group(sums).offset(H as u32 * SUM_BYTES).0);
                     unroll!(C < 4 {
                         if C < CHUNKS {
-                            shared.keys.wait_full(keys);
+                            // All four warps wait where there is a product to keep them in step: the stage is given back when all of
+                            // them have issued it. Where there is none, only the warp that gives it back does: another, held up, would
+                            // find the stage filled anew and wait for a phase that is over.
+                            shared.keys.wait_full_if(keys, (C < TILES) | (self.thread < 32));
                             if C < TILES {
                                 let k = descriptor_k128(shared.key_tile(keys.stage(), stages, self.warpgroup).0);
                                 wgmma::fence();
@@ -224,8 +227,7 @@ impl Consumer {
     }
 
     /// What a warpgroup without a tile does in the place of [`Consumer::multiply`]: its first warp gives everything back when it is
-    /// there. The others would not be in step with it, as products keep them, and might miss a phase: they come one by one, as each
-    /// is done with its lists.
+    /// there. The others, which no products keep in step with it, leave the ring alone.
     ///
     /// # Safety
     /// As [`Consumer::multiply`]; the span has one chunk.

@@ -106,6 +106,17 @@ impl<const N: u32> Stages<N> {
         unsafe { mbarrier::wait(self.full(at), at.parity) }
     }
 
+    /// As [`Stages::wait_full`] where `on`; where not, asks once, and goes on. (A branch on `on` around the wait could be moved over
+    /// what follows.)
+    ///
+    /// # Safety
+    /// As [`Stages::wait_full`].
+    #[inline(always)]
+    pub unsafe fn wait_full_if(self, at: Turn<N>, on: bool) {
+        // SAFETY: forwarded.
+        unsafe { while !(mbarrier::try_wait(self.full(at), at.parity) | !on) {} }
+    }
+
     /// Waits until the stage may be filled (at once on the first pass).
     ///
     /// # Safety
