@@ -6,5 +6,4 @@ pub mod fuzz;
 pub mod gpu;
 pub mod oracle;
 pub mod retrieval;
-pub mod slack;
 pub mod stages;

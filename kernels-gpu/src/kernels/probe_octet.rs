@@ -2,10 +2,11 @@
 
 use super::probe::{load_f32, region, word};
 use crate::abi_probe::{ProbeParams, REGION_BYTES, THREADS};
-use crate::layout::octet::{BYTES, chunk, half_chunk};
+use crate::layout::octet::{BYTES, block, chunk};
 use crate::layout::swizzle_128;
 use crate::ptx::{global, smem, special, warp};
 use crate::tile::octet::{Weights, sum_octet};
+use crate::unroll;
 
 /// Sums octets, a warp each. `a`: codes, e4m3 `[count, 8, 8, 128]` (octet, block, token, dimension); `b`: scales, f32 `[count, 8, 8]`.
 ///
@@ -31,15 +32,10 @@ pub unsafe extern "gpu-kernel" fn probe_octet(p: ProbeParams) {
             warp::sync();
             let first = octet * 64 + lane / 4 * 8 + lane % 4;
             let weights = Weights::new([load_f32(p.b, first), load_f32(p.b, first + 4)]);
-            sum_octet(
-                || stage,
-                &weights,
-                lane,
-                |part, values| {
-                    let block = octet * 8 + part / 2 * 4 + lane % 4;
-                    global::st_v4(word(p.out, block * 64 + chunk(lane) * 8 + half_chunk(lane, part) * 4), values);
-                },
-            );
+            sum_octet(stage, &weights, lane, |part, values| {
+                let to = (octet * 8 + block(lane, part)) * 64 + chunk(lane) * 8;
+                unroll!(H < 2 { global::st_v4(word(p.out, to + 4 * H as u32), values[H]); });
+            });
         }
         octet += THREADS / 32;
     }

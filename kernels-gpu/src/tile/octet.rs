@@ -1,36 +1,20 @@
-//! Sums of an octet: eight tokens of each of eight query blocks, added up on the tensor core and rounded to bf16.
+//! Sums of an octet: eight tokens of each of eight query blocks, added up in packed f16 and rounded to bf16.
 //!
-//! Which element lies where is in [`crate::layout::octet`]. The codes, exact in f16, are the left operand as they come; the right one
-//! is the scales, each as the sum of two f16 of 11 bits, after a power of two that takes the block's largest to
-//! 2^14 .. 2^15. Low parts are added first. A sum is then within 2^-19 of its terms' magnitudes (and within 2^-39 of the block's
-//! largest scale for each unit of code, where a scale has no low part to speak of) of the true one, and rounded once.
-//!
-//! A block's sums do not depend on its place in the octet, nor on the other blocks: in its columns their products are zeros of
-//! either sign, which neither move the sum nor the largest term that the others are aligned to; and every block has the same
-//! tokens at the same places of a product, a product for itself. Only a NaN code times zero is no zero: it spoils the columns of all
-//! four blocks that share accumulators. Where any sum is NaN, the blocks are summed once more one by one.
+//! Codes are exact in f16. Scales are rounded to it after a power of two that takes the largest of their group to 2^3 .. 2^4, so that no
+//! sum leaves the range (8 x 448 x 16 < 65,504) and only scales below 2^-17 of the largest lose bits to it. Tokens are added in order, each
+//! with one rounding. f16 has three bits more than bf16, to which the sum is rounded last: the roundings before that add 4 % to the noise
+//! that this one makes, and cost half as many instructions as sums in f32 ([`crate::layout::octet`] says who adds what).
 
-use crate::layout::octet::{BLOCK_BYTES, PARTS, code_offsets, is_block, place, scale_source, sum_source};
-use crate::ptx::{SmemAddr, cvt, half, int, math, matrix, smem, special, warp};
+use crate::layout::octet::{BLOCK_BYTES, PART_BLOCKS, PARTS, code_of_token, code_offset, scale_source};
+use crate::ptx::{SmemAddr, cvt, half, math, smem, special, warp};
 use crate::unroll;
 
 /// Scales of an octet: of the two tokens that the lane was given, with what undoes the normalisation of their block.
 #[derive(Clone, Copy)]
 pub struct Weights {
-    /// High parts, packed f16.
-    high: u32,
-    /// Low parts, packed f16.
-    low: u32,
+    /// Packed f16.
+    scales: u32,
     /// The power of two that undoes, bf16 twice.
-    undo: u32,
-}
-
-/// What a lane multiplies by in one four of blocks.
-#[derive(Clone, Copy)]
-struct Four {
-    /// High parts of its two tokens of one of the blocks, then low parts, each in the half of its column's parity.
-    scales: [u32; 4],
-    /// The power of two for the lane's sums, bf16 twice.
     undo: u32,
 }
 
@@ -48,152 +32,61 @@ impl Weights {
             let other = unsafe { warp::shfl_bfly_u32(largest, 1 << I) };
             largest = if other > largest { other } else { largest };
         });
-        // From 15 on the power and its inverse are normal numbers. Smaller scales, subnormals among them, keep all their bits in f16:
-        // what is 2^-149 becomes 2^-23.
+        // From 4 on the power and its inverse are normal numbers. Smaller scales, subnormals among them, keep all their bits in f16: what
+        // is 2^-149 becomes 2^-23.
         let exponent = largest >> 23;
-        let exponent = if exponent > 15 { exponent } else { 15 };
-        let factor = f32::from_bits((268 - exponent) << 23);
-        let [a, b] = scales.map(|x| x * factor);
-        let high = cvt::f16x2(a, b);
-        let (high_a, high_b) = cvt::f16x2_to_f32(high);
-        // NaN where the scale is not finite: so are all sums of its block, and no others.
-        let low = cvt::f16x2(a - high_a, b - high_b);
-        Self { high, low, undo: (exponent - 14) * 0x0080_0080 }
+        let exponent = if exponent > 4 { exponent } else { 4 };
+        let factor = f32::from_bits((257 - exponent) << 23);
+        Self { scales: cvt::f16x2(scales[0] * factor, scales[1] * factor), undo: (exponent - 3) * 0x0080_0080 }
     }
+}
 
-    /// What the lane needs for blocks `4 * four ..`.
-    ///
-    /// # Safety
-    /// Called by a whole warp, converged, with its `lane`.
-    #[inline(always)]
-    unsafe fn four(&self, lane: u32, four: u32) -> Four {
-        let source = scale_source(lane, four);
+/// Sums the octet whose codes are at `stage` and gives them to `store`, once for each part: 16 dimensions of the lane's block, the lower
+/// eight and the upper eight, as bf16.
+///
+/// # Safety
+/// - Called by a whole warp, converged, with its `lane`; `weights` are those of the octet.
+/// - `stage` is aligned to 1,024 bytes, and its [`crate::layout::octet::BYTES`] are complete and visible.
+#[inline(always)]
+pub unsafe fn sum_octet(stage: SmemAddr, weights: &Weights, lane: u32, mut store: impl FnMut(u32, [[u32; 4]; 2])) {
+    let first = stage.0 + code_offset(lane);
+    let mut part = 0;
+    while part < PARTS {
+        // Not unrolled: registers are short.
+        part = special::no_unroll(part);
+        let at = first + part * (PART_BLOCKS * BLOCK_BYTES);
+        let source = scale_source(lane, part);
+        let mut sums = [0; 8];
+        let mut scales = [0; 4];
         // SAFETY: forwarded.
         unsafe {
-            let (high, low) = (warp::shfl_idx_u32(self.high, source), warp::shfl_idx_u32(self.low, source));
-            let undo = warp::shfl_idx_u32(self.undo, sum_source(lane, four));
-            // Multiplied, which leaves the pipe of the conversions alone.
-            Four { scales: [high & 0xffff, high >> 16, low & 0xffff, low >> 16].map(|x| int::mad(x, place(lane), 0)), undo }
+            unroll!(T < 4 { scales[T] = warp::shfl_idx_u32(weights.scales, source + T as u32); });
+            unroll!(T < 8 {
+                let codes = smem::ld_v4(SmemAddr(code_of_token(at, T as u32)));
+                let scale = if T < 4 { half::low2(scales[T % 4]) } else { half::high2(scales[T % 4]) };
+                unroll!(W < 4 {
+                    let [low, high] = cvt::e4m3x4_to_f16(codes[W]);
+                    sums[2 * W] = half::fma2(low, scale, sums[2 * W]);
+                    sums[2 * W + 1] = half::fma2(high, scale, sums[2 * W + 1]);
+                });
+                // LLVM would load all codes first, and has no registers for them.
+                unroll!(W < 8 { math::pin_u32(&mut sums[W]); });
+            });
+            let undo = warp::shfl_idx_u32(weights.undo, source);
+            store(part, finish(&sums, undo));
         }
-    }
-}
-
-/// Sums of four blocks, a lane's eight dimensions of one of them.
-type Sums = [[f32; 4]; 2];
-
-/// The lane's half chunk of its two tokens of a block.
-///
-/// # Safety
-/// As [`smem::ld_v2_u32`].
-#[inline(always)]
-unsafe fn load(at: [SmemAddr; 2], block: u32) -> [[u32; 2]; 2] {
-    // SAFETY: forwarded.
-    at.map(|at| unsafe { smem::ld_v2_u32(at.offset(block * BLOCK_BYTES)) })
-}
-
-/// Adds a block.
-///
-/// # Safety
-/// Called by a whole warp, converged.
-#[inline(always)]
-unsafe fn add(sums: &mut Sums, codes: [[u32; 2]; 2], scales: [u32; 4], on: bool) {
-    let [high, high_4, low, low_4] = scales.map(|x| if on { x } else { 0 });
-    let mut a = [[0; 4]; 2];
-    unroll!(J < 2 {
-        let ([a0, a1], [a2, a3]) = (cvt::e4m3x4_to_f16(codes[0][J]), cvt::e4m3x4_to_f16(codes[1][J]));
-        a[J] = [a0, a1, a2, a3];
-    });
-    // Two words at a time: a product that waits for another has one to wait behind.
-    // SAFETY: forwarded.
-    unsafe {
-        unroll!(J < 2 { matrix::product_f16(&mut sums[J], a[J], [low, low_4]); });
-        unroll!(J < 2 { matrix::product_f16(&mut sums[J], a[J], [high, high_4]); });
+        part += 1;
     }
 }
 
 /// The sums as bf16, their scales no longer normalised. Rounding first is as good: a power of two moves no bit, unless it makes a
 /// subnormal number.
 #[inline(always)]
-fn finish(sums: &Sums, undo: u32) -> [u32; 4] {
-    let mut values = [0; 4];
-    unroll!(J < 2 {
-        values[2 * J] = half::mul_bf16x2(cvt::bf16x2(sums[J][0], sums[J][1]), undo);
-        values[2 * J + 1] = half::mul_bf16x2(cvt::bf16x2(sums[J][2], sums[J][3]), undo);
+fn finish(sums: &[u32; 8], undo: u32) -> [[u32; 4]; 2] {
+    let mut values = [[0; 4]; 2];
+    unroll!(W < 8 {
+        let (low, high) = cvt::f16x2_to_f32(sums[W]);
+        values[W / 4][W % 4] = half::mul_bf16x2(cvt::bf16x2(low, high), undo);
     });
     values
-}
-
-/// Sums the octet whose codes are at `stage` and gives them to `store`, once for each part 0..4: the sums of block
-/// `4 * (part / 2) + lane % 4`, eight dimensions from [`crate::layout::octet::half_chunk`] of the part on. It may give all four
-/// twice, of which the second holds. The codes of tokens that do not exist are zeros.
-///
-/// # Safety
-/// - Called by a whole warp, converged, with its `lane`; `weights` are those of the octet.
-/// - `stage`, asked for where it is needed, is aligned to 1,024 bytes, and its [`crate::layout::octet::BYTES`] are complete and visible.
-#[inline(always)]
-pub unsafe fn sum_octet(stage: impl Fn() -> SmemAddr, weights: &Weights, lane: u32, mut store: impl FnMut(u32, [u32; 4])) {
-    let at = code_offsets(lane).map(|offset| stage().offset(offset));
-    // NaN if any sum is: with a NaN code both columns of a block are, so that one of them tells.
-    let mut check = 0f32;
-    // SAFETY: forwarded. The vote is the same in all lanes.
-    unsafe {
-        let mut part = 0;
-        // Not unrolled: ptxas would convert codes of the next part while it adds this one's, and has no registers for them.
-        while part < PARTS {
-            part = special::no_unroll(part);
-            let at = part_of(at, part);
-            let four = weights.four(lane, part / 2);
-            let mut sums = Sums::default();
-            let mut codes = load(at, 0);
-            unroll!(S < 4 {
-                // Ahead. After the last block the first once more, for nobody.
-                let next = load(at, (S as u32 + 1) % 4);
-                add(&mut sums, codes, four.scales, is_block(lane, S as u32));
-                codes = next;
-            });
-            unroll!(J < 2 { check = math::fma(sums[J][0], sums[J][2], check); });
-            store(part, finish(&sums, four.undo));
-            part += 1;
-        }
-        if warp::any(check.is_nan() as u32) {
-            one_by_one(stage(), weights, math::here(lane as i32) as u32, store);
-        }
-    }
-}
-
-/// Where the lane's codes of a part's first block are.
-#[inline(always)]
-fn part_of(at: [SmemAddr; 2], part: u32) -> [SmemAddr; 2] {
-    at.map(|at| SmemAddr((at.0 ^ (part % 2 * 8)) + part / 2 * (4 * BLOCK_BYTES)))
-}
-
-/// The sums of [`sum_octet`] when no block may meet another one's codes: of its accumulators only the block's own columns are kept.
-///
-/// # Safety
-/// As [`sum_octet`].
-#[inline(always)]
-unsafe fn one_by_one(stage: SmemAddr, weights: &Weights, lane: u32, mut store: impl FnMut(u32, [u32; 4])) {
-    let at = code_offsets(lane).map(|offset| stage.offset(offset));
-    let mut part = 0;
-    while part < PARTS {
-        part = special::no_unroll(part);
-        let at = part_of(at, part);
-        // SAFETY: forwarded.
-        let four = unsafe { weights.four(lane, part / 2) };
-        let mut kept = [0; 4];
-        let mut step = 0;
-        while step < 4 {
-            step = special::no_unroll(step);
-            let mut sums = Sums::default();
-            // SAFETY: forwarded.
-            unsafe { add(&mut sums, load(at, step), four.scales, is_block(lane, step)) };
-            let values = finish(&sums, four.undo);
-            // By a mask: a branch might take a product along.
-            let mine = 0u32.wrapping_sub((lane % 4 == step) as u32);
-            unroll!(W < 4 { kept[W] = int::merge(values[W], kept[W], mine); });
-            step += 1;
-        }
-        store(part, kept);
-        part += 1;
-    }
 }

@@ -15,8 +15,7 @@ use stem_attn_kernels::config::BLOCK;
 const ROWS: usize = 48;
 /// Largest relative error of attention on N(0, 1) data against f64 on the same blocks; rounding P to e4m3 alone gives 0.026.
 const ATTENTION_ERROR: f64 = 0.03;
-/// Scores are sums of 2,048 products in another order, of query sums a few of which are a unit of bf16 apart, rounded to bf16 at most:
-/// two units in the last place of bf16.
+/// Scores are sums of 2,048 products in another order, rounded to bf16 at most: two units in the last place of bf16.
 const SCORE_ERROR: f32 = 1.0 / 64.0;
 /// Base-2 logarithms of the probe selector: f16 accumulators, and, where two query groups are nearly as strong, the correction
 /// of the other.

@@ -2,8 +2,8 @@
 
 use crate::abi::SelectParams;
 use crate::config::GROUPS;
-use crate::config::select::{CONSUMER_WARPS, OCTET_BYTES, OCTETS, QUERY_STAGES, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS};
-use crate::layout::octet::{chunk, sums_at, sums_of_part};
+use crate::config::select::{CONSUMER_WARPS, OCTET_BYTES, OCTETS, QUERY_STAGES, SUM_STAGES, SUM_TURNS, SUM_WARPS};
+use crate::layout::octet::{sums_at, sums_of_part};
 use crate::layout::select::unit;
 use crate::pipeline::kept::{keep, kept, kept_alike};
 use crate::pipeline::scores::Shared;
@@ -12,6 +12,7 @@ use crate::ptx::{SmemAddr, mbarrier, smem, special, warp};
 use crate::tile::octet::{Weights, sum_octet};
 use crate::tile::queries::{Queries, Scales};
 use crate::tile::strip::{Octets, Strips};
+use crate::unroll;
 
 /// A warp that sums: every seventh unit of the block's. It has a stage of queries for itself, the one of its number.
 ///
@@ -129,10 +130,13 @@ unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
             shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
             let lane = special::tid_x_again() % 32;
             let octet = (first + at.n()) * OCTET_BYTES;
-            let to = shared.group(Turn::at(at.group())).offset(chunk(lane) / 4 * SUM_BYTES + octet + sums_at(lane, 0)).0;
+            let to = shared.group(Turn::at(at.group())).offset(octet + sums_at(lane)).0;
             shared.queries.wait_full(Turn::in_pass(number(), at.turn()));
-            let stage = || Shared::again().unit(Turn::in_pass(number(), 0));
-            sum_octet(stage, &weights, lane, |part, values| smem::st_v4(SmemAddr(sums_of_part(to, part)), values));
+            let stage = Shared::again().unit(Turn::in_pass(number(), 0));
+            sum_octet(stage, &weights, lane, |part, values| {
+                let to = sums_of_part(to, part);
+                unroll!(H < 2 { smem::st_v4(SmemAddr(to ^ (16 * H as u32)), values[H]); });
+            });
             // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others.
             let shared = Shared::again();
             mbarrier::arrive(shared.queries.empty(Turn::in_pass(number(), 0)));
