@@ -152,11 +152,11 @@ pub mod select {
     pub const NORM_STAGES: u32 = 8;
     /// Bytes of one.
     pub const NORM_BYTES: u32 = 32 * 16;
-    /// Query blocks that are summed together, by products of the tensor core.
+    /// Query blocks that are summed together.
     pub const OCTET: u32 = 8;
     /// Octets of a strip at most.
     pub const OCTETS: u32 = ROWS / OCTET;
-    /// Warps that sum queries; each takes every seventh unit (a group of an octet), and has a stage of queries for itself. One a
+    /// Warps that sum queries; each takes every seventh unit (a group of an octet), and has stages of queries for itself. One a
     /// scheduler cannot hide the latency of its own instructions.
     pub const SUM_WARPS: u32 = 7;
     /// Warps of the two warpgroups beside the consumers: those that sum, and behind them the one that makes the value terms.
@@ -199,15 +199,17 @@ pub mod select {
     const _: () = assert!(SUM_WARPS < SUM_TURNS, "a warp misses no phase");
     // Twice around: every span finds the barriers as the first one did.
     const _: () = assert!((GROUPS as u32).is_multiple_of(2 * SUM_TURNS) && SUM_TURNS == 2 * SUM_STAGES);
-    /// Stages of queries, one unit each: in flight, or being summed.
-    pub const QUERY_STAGES: u32 = SUM_WARPS;
+    /// Stages of queries, half a unit each: of a warp's two one is in flight while the other is summed.
+    pub const QUERY_STAGES: u32 = SUM_WARPS * PARTS;
     /// Groups of queries that are fetched into L2 ahead of the copies: of four octets 192 KiB a multiprocessor, half of the L2 in
     /// all. They are fetched while the lists of the strip before are made.
     pub const QUERY_AHEAD: u32 = 6;
-    /// Tokens of a unit: eight of each row, 16 apart; so the rows of 128 bytes of a stage.
-    pub const UNIT_TOKENS: u32 = OCTET * GROUP_TOKENS as u32;
+    /// Halves of a unit, four query blocks each.
+    pub const PARTS: u32 = 2;
+    /// Tokens of half a unit: eight of each row, 16 apart; so the rows of 128 bytes of a stage.
+    pub const PART_TOKENS: u32 = OCTET / PARTS * GROUP_TOKENS as u32;
     /// Bytes of a stage of queries.
-    pub const QUERY_BYTES: u32 = UNIT_TOKENS * HEAD_DIM as u32;
+    pub const QUERY_BYTES: u32 = PART_TOKENS * HEAD_DIM as u32;
     /// Plans of strips in shared memory: one in use, and the next.
     pub const PLANS: u32 = 2;
     /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
@@ -247,10 +249,10 @@ pub mod select {
         pub const PLAN_BYTES: u32 = ROWS * NOTE_BYTES + 32;
         /// Barriers of the plans: full, then empty ones.
         pub const PLAN_BARRIERS: u32 = PLANS_AT + PLANS * PLAN_BYTES;
-        /// Barriers of the queries: full, then empty ones.
+        /// Barriers that complete when a stage of queries is full. A warp fills and reads its own: nobody says that one is empty.
         pub const QUERY_BARRIERS: u32 = PLAN_BARRIERS + 16 * PLANS;
         /// Barriers of the query sums.
-        pub const SUM_BARRIERS: u32 = QUERY_BARRIERS + 16 * QUERY_STAGES;
+        pub const SUM_BARRIERS: u32 = QUERY_BARRIERS + 8 * QUERY_STAGES;
         /// Barriers that complete when a group of query sums is written.
         pub const WRITTEN: u32 = SUM_BARRIERS + 16 * SUM_TURNS;
         /// Barrier that completes when the consumers are done with the scores.

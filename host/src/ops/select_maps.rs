@@ -7,11 +7,8 @@ use crate::error::Result;
 use float8::F8E4M3;
 use half::bf16;
 use stem_attn_kernels::abi::RowStrides;
-use stem_attn_kernels::config::select::{STEP, TILE};
+use stem_attn_kernels::config::select::{PART_TOKENS, STEP, TILE};
 use stem_attn_kernels::config::{GROUPS, HEAD_DIM, SUM_LEN};
-
-/// Query blocks of a box of queries times their tokens of one group.
-const BOX_TOKENS: u32 = 64;
 
 /// Sums as `[2048, total_kb, hkv]` in boxes of 64 elements of 64 key blocks of one head.
 pub(super) fn key_sums(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<TensorMap> {
@@ -47,7 +44,7 @@ struct QueryView {
 }
 
 impl QueryView {
-    const BOX: [u32; 4] = [HEAD_DIM as u32, 1, BOX_TOKENS, 1];
+    const BOX: [u32; 4] = [HEAD_DIM as u32, 1, PART_TOKENS, 1];
 
     fn new(total_q: usize, hq: usize, rows: RowStrides) -> Self {
         let (token, row) = (rows.token.unsigned_abs(), HEAD_DIM as u64);

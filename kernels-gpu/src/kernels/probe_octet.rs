@@ -2,7 +2,7 @@
 
 use super::probe::{load_f32, region, word};
 use crate::abi_probe::{ProbeParams, REGION_BYTES, THREADS};
-use crate::layout::octet::{BYTES, block, chunk};
+use crate::layout::octet::{BYTES, PART_BYTES, block, chunk};
 use crate::layout::swizzle_128;
 use crate::ptx::{global, smem, special, warp};
 use crate::tile::octet::{Weights, sum_octet};
@@ -32,10 +32,15 @@ pub unsafe extern "gpu-kernel" fn probe_octet(p: ProbeParams) {
             warp::sync();
             let first = octet * 64 + lane / 4 * 8 + lane % 4;
             let weights = Weights::new([load_f32(p.b, first), load_f32(p.b, first + 4)]);
-            sum_octet(stage, &weights, lane, |part, values| {
-                let to = (octet * 8 + block(lane, part)) * 64 + chunk(lane) * 8;
-                unroll!(H < 2 { global::st_v4(word(p.out, to + 4 * H as u32), values[H]); });
-            });
+            sum_octet(
+                |part| stage.offset(part * PART_BYTES),
+                &weights,
+                lane,
+                |part, values| {
+                    let to = (octet * 8 + block(lane, part)) * 64 + chunk(lane) * 8;
+                    unroll!(H < 2 { global::st_v4(word(p.out, to + 4 * H as u32), values[H]); });
+                },
+            );
         }
         octet += THREADS / 32;
     }

@@ -1,7 +1,7 @@
 //! `select_stem`: from FP8 queries and the summaries of the key blocks to the block lists that attention reads.
 //!
-//! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Seven warps sum queries (each read once
-//! a span, by a warp that copies them), one warp hands the sums over, one copies key sums (of a cluster of two each block loads a half
+//! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Seven warps copy and sum queries (each read once
+//! a span), one warp hands the sums over, one copies key sums (of a cluster of two each block loads a half
 //! and sends it to both), one makes the value terms, one looks strips up ahead, four warpgroups multiply and, with the scores of the
 //! strip in shared memory, decide what each row keeps, two rows a warp. Rows of more than 1,024 key blocks are scored a span at a time,
 //! and their scores go through device memory.
@@ -14,8 +14,8 @@ mod sum;
 
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, OCTETS, PLANS, SIDE_WARPS, SPAN, SUM_REGS, SUM_TURNS, SUM_WARPS,
-    THREADS,
+    CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, OCTETS, PLANS, QUERY_STAGES, SIDE_WARPS, SPAN, SUM_REGS,
+    SUM_TURNS, SUM_WARPS, THREADS,
 };
 use crate::pipeline::scores::{Consumer, Shared};
 use crate::pipeline::stages::Turn;
@@ -64,7 +64,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr, q_map: TensorMapPtr) {
         } else if warp_index < CONSUMER_WARPS + SIDE_WARPS {
             regs::setmaxnreg_dec::<SUM_REGS>();
             if warp_index < CONSUMER_WARPS + SUM_WARPS {
-                sum::sum_queries(p);
+                sum::sum_queries(p, q_map);
             } else {
                 pdl::wait();
                 make_terms(p, shared);
@@ -75,10 +75,8 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr, q_map: TensorMapPtr) {
                 pdl::wait();
                 copy::copy_keys(p, shared, k_map, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 1 {
-                copy::copy_queries(p, q_map);
+                copy::hand_over_sums(p, q_map);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 2 {
-                copy::hand_over_sums(p, shared, thread % 32);
-            } else {
                 plan_strips(p, shared, thread % 32);
             }
         }
@@ -95,7 +93,6 @@ unsafe fn init(shared: Shared, blocks: u32) {
     // SAFETY: forwarded.
     unsafe {
         shared.keys.init(1, CONSUMERS * blocks);
-        shared.queries.init(1, 32);
         shared.sums.init(1, CONSUMERS);
         shared.plans.init(32, CONSUMER_THREADS);
         let (mut at, mut turn) = (Turn::START, 0);
@@ -104,6 +101,11 @@ unsafe fn init(shared: Shared, blocks: u32) {
             mbarrier::init(shared.written(at), 32 * OCTETS);
             at = at.next();
             turn += 1;
+        }
+        let mut stage = 0;
+        while stage < QUERY_STAGES {
+            mbarrier::init(shared.unit_full(stage), 1);
+            stage += 1;
         }
         mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
         mbarrier::init(shared.terms(), 32);
@@ -163,4 +165,4 @@ unsafe fn plan_strips(p: &SelectParams, shared: Shared, lane: u32) {
     }
 }
 
-const _: () = assert!(32 * (CONSUMER_WARPS + SIDE_WARPS + 4) == THREADS, "every warp has a part");
+const _: () = assert!(32 * (CONSUMER_WARPS + SIDE_WARPS + 4) == THREADS, "the last warp is there for the warpgroup's registers");

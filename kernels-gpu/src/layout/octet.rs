@@ -4,6 +4,7 @@
 //! 128-byte swizzle. An octet is summed in two parts of four blocks; in each, eight lanes have a block, 16 dimensions each.
 
 use super::select::sum_offset;
+pub use crate::config::select::PARTS;
 use crate::config::{GROUP_TOKENS, HEAD_DIM};
 
 /// Blocks of an octet.
@@ -12,10 +13,10 @@ pub const BLOCKS: u32 = 8;
 pub const BLOCK_BYTES: u32 = (GROUP_TOKENS * HEAD_DIM) as u32;
 /// Bytes of the codes of an octet.
 pub const BYTES: u32 = BLOCKS * BLOCK_BYTES;
-/// Parts of an octet.
-pub const PARTS: u32 = 2;
 /// Blocks of a part.
 pub const PART_BLOCKS: u32 = BLOCKS / PARTS;
+/// Bytes of the codes of a part.
+pub const PART_BYTES: u32 = PART_BLOCKS * BLOCK_BYTES;
 
 /// Which 16 dimensions, `16 * chunk ..`, the lane loads and sums.
 #[inline(always)]
@@ -29,7 +30,7 @@ pub const fn block(lane: u32, part: u32) -> u32 {
     part * PART_BLOCKS + lane / 8
 }
 
-/// Byte offset of the lane's codes of its block's first token in part 0; part 1 is [`BLOCK_BYTES`] times [`PART_BLOCKS`] further on.
+/// Byte offset of the lane's codes of its block's first token among the codes of a part.
 #[inline(always)]
 pub const fn code_offset(lane: u32) -> u32 {
     lane / 8 * BLOCK_BYTES + chunk(lane) * 16
@@ -83,7 +84,7 @@ mod tests {
     #[test]
     fn every_code_is_loaded_by_the_lane_of_its_block() {
         for (part, lane, token) in (0..PARTS).flat_map(|p| (0..32).flat_map(move |lane| (0..8).map(move |t| (p, lane, t)))) {
-            let at = code_of_token(code_offset(lane) + part * PART_BLOCKS * BLOCK_BYTES, token);
+            let at = code_of_token(code_offset(lane) + part * PART_BYTES, token);
             let want = block(lane, part) * BLOCK_BYTES + token * 128 + chunk(lane) * 16;
             assert_eq!(at, swizzle_128(want as usize) as u32, "part {part}, lane {lane}, token {token}");
         }

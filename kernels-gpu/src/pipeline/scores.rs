@@ -7,8 +7,8 @@
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_WARPS, CONSUMERS, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE,
-    TILE_BYTES, smem as map,
+    CONSUMER_WARPS, CONSUMERS, PITCH, PLANS, QUERY_BYTES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
+    smem as map,
 };
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
 use crate::ptx::{SmemAddr, cluster, cvt, math, mbarrier, smem, special, warp, wgmma};
@@ -23,8 +23,6 @@ pub struct Shared {
     base: SmemAddr,
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
     pub keys: Stages<RING_TILES>,
-    /// Queries, a unit a stage.
-    pub queries: Stages<QUERY_STAGES>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_TURNS>,
     /// Plans of strips.
@@ -49,7 +47,6 @@ impl Shared {
         Self {
             base,
             keys: Stages(base.offset(map::RING_BARRIERS)),
-            queries: Stages(base.offset(map::QUERY_BARRIERS)),
             sums: Stages(base.offset(map::SUM_BARRIERS)),
             plans: Stages(base.offset(map::PLAN_BARRIERS)),
         }
@@ -73,10 +70,16 @@ impl Shared {
         self.base.offset(map::WRITTEN + at.stage() * 8)
     }
 
-    /// A stage of queries.
+    /// Stage `stage` of queries, half a unit.
     #[inline(always)]
-    pub fn unit(self, at: Turn<QUERY_STAGES>) -> SmemAddr {
-        self.base.offset(map::QUERIES + at.stage() * QUERY_BYTES)
+    pub fn unit(self, stage: u32) -> SmemAddr {
+        self.base.offset(map::QUERIES + stage * QUERY_BYTES)
+    }
+
+    /// Barrier that completes when it is full.
+    #[inline(always)]
+    pub fn unit_full(self, stage: u32) -> SmemAddr {
+        self.base.offset(map::QUERY_BARRIERS + stage * 8)
     }
 
     /// Value terms of the span.

@@ -5,7 +5,7 @@
 //! with one rounding. f16 has three bits more than bf16, to which the sum is rounded last: the roundings before that add 4 % to the noise
 //! that this one makes, and cost half as many instructions as sums in f32 ([`crate::layout::octet`] says who adds what).
 
-use crate::layout::octet::{BLOCK_BYTES, PART_BLOCKS, PARTS, code_of_token, code_offset, scale_source};
+use crate::layout::octet::{PARTS, code_of_token, code_offset, scale_source};
 use crate::ptx::{SmemAddr, cvt, half, math, smem, special, warp};
 use crate::unroll;
 
@@ -41,20 +41,19 @@ impl Weights {
     }
 }
 
-/// Sums the octet whose codes are at `stage` and gives them to `store`, once for each part: 16 dimensions of the lane's block, the lower
-/// eight and the upper eight, as bf16.
+/// Sums an octet, part by part: asks `stage` where the part's codes are, and gives the sums to `store`, 16 dimensions of the lane's block,
+/// the lower eight and the upper eight, as bf16. Then nobody reads the stage any more.
 ///
 /// # Safety
 /// - Called by a whole warp, converged, with its `lane`; `weights` are those of the octet.
-/// - `stage` is aligned to 1,024 bytes, and its [`crate::layout::octet::BYTES`] are complete and visible.
+/// - A stage is aligned to 1,024 bytes, and its [`crate::layout::octet::PART_BYTES`] are complete and visible.
 #[inline(always)]
-pub unsafe fn sum_octet(stage: SmemAddr, weights: &Weights, lane: u32, mut store: impl FnMut(u32, [[u32; 4]; 2])) {
-    let first = stage.0 + code_offset(lane);
+pub unsafe fn sum_octet(stage: impl Fn(u32) -> SmemAddr, weights: &Weights, lane: u32, mut store: impl FnMut(u32, [[u32; 4]; 2])) {
     let mut part = 0;
     while part < PARTS {
         // Not unrolled: registers are short.
         part = special::no_unroll(part);
-        let at = first + part * (PART_BLOCKS * BLOCK_BYTES);
+        let at = stage(part).0 + code_offset(lane);
         let source = scale_source(lane, part);
         let mut sums = [0; 8];
         let mut scales = [0; 4];

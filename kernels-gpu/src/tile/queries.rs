@@ -1,12 +1,12 @@
 //! Units of queries: the tokens of one group of an octet of query blocks, for one head.
 //!
-//! A unit is 64 tokens, 16 apart, and rows of 128 bytes of a tensor map that counts tokens in sixteens; where all of them exist one
+//! Half a unit is 32 tokens, 16 apart, and rows of 128 bytes of a tensor map that counts tokens in sixteens; where all of them exist one
 //! copy by that map brings it. At the ends of a request, and in the last tokens of the batch, which the map does not reach, a warp
 //! copies what is there.
 
 use super::strip::Strip;
 use crate::abi::SelectParams;
-use crate::config::select::{OCTET, UNIT_TOKENS};
+use crate::config::select::{OCTET, PART_TOKENS, PARTS};
 use crate::config::{BLOCK, GROUP_TOKENS, GROUPS};
 use crate::layout::pages::new_token;
 use crate::ptx::{SmemAddr, cp_async, global, math};
@@ -51,19 +51,19 @@ impl<'a> Queries<'a> {
         Self { p, head, start, len, first }
     }
 
-    /// The first token of group `group` of octet `octet`; the unit's others follow in steps of 16.
+    /// The first token of half `part` of group `group` of octet `octet`; the half's others follow in steps of 16.
     #[inline(always)]
-    pub fn unit(&self, octet: u32, group: u32) -> i32 {
-        self.first + unit_offset(octet, group) as i32
+    pub fn half(&self, octet: u32, group: u32, part: u32) -> i32 {
+        self.first + (unit_offset(octet, group) + part * (PART_TOKENS * GROUPS as u32)) as i32
     }
 
-    /// Coordinates of the unit in the tensor map, if all of it is new tokens that the map reaches.
+    /// Coordinates of a half in the tensor map, and whether all of it is new tokens that the map reaches.
     #[inline(always)]
-    pub fn box_of(&self, unit: i32) -> Option<[i32; 4]> {
+    pub fn box_of(&self, half: i32) -> ([i32; 4], bool) {
         let reached = self.p.q_mapped - self.start;
-        let end = (if reached < self.len { reached } else { self.len }) - (UNIT_TOKENS as i32 - 1) * GROUPS as i32;
-        let row = self.start + unit;
-        if (unit >= 0) & (unit < end) { Some([0, row % GROUPS as i32, row / GROUPS as i32, self.head]) } else { None }
+        let end = (if reached < self.len { reached } else { self.len }) - (PART_TOKENS as i32 - 1) * GROUPS as i32;
+        let row = self.start + half;
+        ([0, row & (GROUPS as i32 - 1), row >> GROUPS.trailing_zeros(), self.head], (half >= 0) & (half < end))
     }
 
     /// Whether there is such a new token.
@@ -78,16 +78,16 @@ impl<'a> Queries<'a> {
         (self.start + if self.exists(token) { token } else { 0 }) as u32 as u64
     }
 
-    /// Starts a warp's copies of the unit to `stage`, as the tensor map would place it: rows of 128 bytes with the 128-byte swizzle.
+    /// Starts a warp's copies of a half to `stage`, as the tensor map would place it: rows of 128 bytes with the 128-byte swizzle.
     /// What is not one of the request's new tokens becomes zeros.
     ///
     /// # Safety
     /// All lanes of a warp call it; the host has checked `q`, which nobody writes while the kernel runs; nobody uses the stage.
     #[inline(always)]
-    pub unsafe fn copy(&self, unit: i32, stage: SmemAddr, lane: u32) {
+    pub unsafe fn copy(&self, half: i32, stage: SmemAddr, lane: u32) {
         let (mut r, chunk) = (lane / 8, lane % 8);
-        while r < UNIT_TOKENS {
-            let token = unit + (r * GROUPS as u32) as i32;
+        while r < PART_TOKENS {
+            let token = half + (r * GROUPS as u32) as i32;
             let from = self.row(token) * self.p.q_rows.token as u64 + self.head as u32 as u64 * self.p.q_rows.head as u64;
             let to = stage.offset(r * 128 + ((chunk ^ (r % 8)) * 16));
             // SAFETY: the address is that of a new token, whether or not this one is; the rest is forwarded.
@@ -100,7 +100,7 @@ impl<'a> Queries<'a> {
 /// Tokens from the first of a strip to the first of group `group` of octet `octet`.
 #[inline(always)]
 fn unit_offset(octet: u32, group: u32) -> u32 {
-    octet * (UNIT_TOKENS * GROUPS as u32) + group
+    octet * (PARTS * PART_TOKENS * GROUPS as u32) + group
 }
 
 /// Where the scales of a strip's queries are.
@@ -121,18 +121,6 @@ impl Scales {
         let &Queries { p, head, start, len, first } = queries;
         let index = (start as i64 + first as i64) * p.hq as i64 + head as i64;
         Self { at: p.q_scale.wrapping_add((index * 4) as u64), first: first as u32, len: len as u32 }
-    }
-
-    /// All that tells them from others, for [`Scales::from_words`].
-    #[inline(always)]
-    pub fn words(&self) -> [u32; 4] {
-        [self.at as u32, (self.at >> 32) as u32, self.first, self.len]
-    }
-
-    /// Those whose [`words`](Scales::words) these are.
-    #[inline(always)]
-    pub fn from_words([low, high, first, len]: [u32; 4]) -> Self {
-        Self { at: low as u64 | (high as u64) << 32, first, len }
     }
 
     /// The scales of the lane's two tokens of a unit, numbers `lane % 4` and the fourth after it of query block `lane / 4`; 0 of a

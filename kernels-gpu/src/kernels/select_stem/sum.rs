@@ -2,24 +2,25 @@
 
 use crate::abi::SelectParams;
 use crate::config::GROUPS;
-use crate::config::select::{CONSUMER_WARPS, OCTET_BYTES, OCTETS, QUERY_STAGES, SUM_STAGES, SUM_TURNS, SUM_WARPS};
+use crate::config::select::{CONSUMER_WARPS, OCTET_BYTES, OCTETS, PARTS, QUERY_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS};
 use crate::layout::octet::{sums_at, sums_of_part};
 use crate::layout::select::unit;
 use crate::pipeline::kept::{keep, kept, kept_alike};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
-use crate::ptx::{SmemAddr, mbarrier, smem, special, warp};
+use crate::ptx::tma::{self, TensorMapPtr};
+use crate::ptx::{SmemAddr, cp_async, mbarrier, smem, special, warp};
 use crate::tile::octet::{Weights, sum_octet};
 use crate::tile::queries::{Queries, Scales};
 use crate::tile::strip::{Octets, Strips};
 use crate::unroll;
 
-/// A warp that sums: every seventh unit of the block's. It has a stage of queries for itself, the one of its number.
+/// A warp that sums: every seventh unit of the block's. It has two stages of queries for itself, and fills one while it sums the other.
 ///
 /// # Safety
 /// A whole warp, converged, after the barriers' initialisation; one of the [`SUM_WARPS`] behind the consumers.
 #[inline(always)]
-pub(super) unsafe fn sum_queries(p: &SelectParams) {
+pub(super) unsafe fn sum_queries(p: &SelectParams, q_map: TensorMapPtr) {
     let (mut strips, mut done, mut turn) = (Strips::new(p), 0u32, 0u32);
     // SAFETY: barriers are initialised.
     unsafe {
@@ -34,16 +35,16 @@ pub(super) unsafe fn sum_queries(p: &SelectParams) {
             // Registers are short until the next one.
             let [round, row] = strips.place();
             keep::<0>([round, row, (done + groups * octets.count) % SUM_WARPS, groups]);
-            keep::<1>(Scales::of(&Queries::of(p, &strip, octets.first)).words());
+            keep::<1>(Queries::of(p, &strip, octets.first).words());
             keep::<2>([octets.first, octets.count, 0, 0]);
-            turn = sum_strip(p, (SUM_WARPS + number() - done) % SUM_WARPS, turn);
+            turn = sum_strip(p, q_map, (SUM_WARPS + number() - done) % SUM_WARPS, turn);
             let [round, row, after, _] = kept_alike::<0>();
             (strips, done) = (Strips::at(p, [round, row]), after);
         }
     }
 }
 
-/// Which of the warps that sum it is: the number of its stage.
+/// Which of the warps that sum it is.
 #[inline(always)]
 fn number() -> u32 {
     special::tid_x_again() / 32 - CONSUMER_WARPS
@@ -99,13 +100,39 @@ impl Unit {
     }
 }
 
+/// Has half `part` of a unit that exists come to the warp's stage for it.
+///
+/// # Safety
+/// In [`sum_strip`], by the whole warp, converged, of which no lane reads the stage any more.
+#[inline(always)]
+unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) {
+    // SAFETY: forwarded; the stage is the warp's.
+    unsafe {
+        let (queries, shared, lane) = (Queries::from_words(p, kept_alike::<1>()), Shared::again(), special::tid_x_again() % 32);
+        let half = queries.half(at.n(), at.group() % GROUPS as u32, part);
+        let stage = number() * PARTS + part;
+        let (to, full, leader) = (shared.unit(stage), shared.unit_full(stage), (lane == 0) as u32);
+        let (coords, there) = queries.box_of(half);
+        if there {
+            mbarrier::expect_tx_if(full, QUERY_BYTES, leader);
+            tma::load_4d_if(to, q_map, full, coords, leader);
+        } else {
+            queries.copy(half, to, lane);
+            cp_async::arrive(full);
+            // The barrier expects an arrival of every lane before the leader's can complete it.
+            warp::sync();
+            mbarrier::arrive_if(full, leader);
+        }
+    }
+}
+
 /// The warp's units of the strip that it has kept, of which the first is number `first`. Returns the parity of the number of units that
 /// the warp has summed, `turn` before.
 ///
 /// # Safety
 /// As [`sum_queries`].
 #[inline(always)]
-unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
+unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32) -> u32 {
     // SAFETY: queries are waited for before they are read, and the place of a group's sums before it is written: the products have
     // then read what was there.
     unsafe {
@@ -113,10 +140,18 @@ unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
         let exists = |at: Unit| at.group() < kept_alike::<0>()[3];
         let load = |at: Unit| {
             let lane = special::tid_x_again() % 32;
-            Scales::from_words(kept::<1>()).load(p, at.n(), at.group() % GROUPS as u32, lane, at.group() < kept::<0>()[3])
+            Scales::of(&Queries::from_words(p, kept::<1>())).load(p, at.n(), at.group() % GROUPS as u32, lane, at.group() < kept::<0>()[3])
         };
         let mut at = Unit(warp::shfl_idx_u32(Unit::new(unit(first, kept_alike::<2>()[1]), turn).0, 0));
         let mut next = load(at);
+        if exists(at) {
+            let mut part = 0;
+            while part < PARTS {
+                part = special::no_unroll(part);
+                fill(p, q_map, at, part);
+                part += 1;
+            }
+        }
         while exists(at) {
             let weights = Weights::new(next);
             // On their way while this unit is summed.
@@ -129,18 +164,26 @@ unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
             // group has been read that many before: its barrier is the one that comes as many after.
             shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
             let lane = special::tid_x_again() % 32;
-            let octet = (first + at.n()) * OCTET_BYTES;
-            let to = shared.group(Turn::at(at.group())).offset(octet + sums_at(lane)).0;
-            shared.queries.wait_full(Turn::in_pass(number(), at.turn()));
-            let stage = Shared::again().unit(Turn::in_pass(number(), 0));
+            let stage = |part| {
+                let (shared, stage) = (Shared::again(), number() * PARTS + part);
+                mbarrier::wait(shared.unit_full(stage), kept::<2>()[2] & 1);
+                shared.unit(stage)
+            };
             sum_octet(stage, &weights, lane, |part, values| {
-                let to = sums_of_part(to, part);
+                let [first, count, unit, _] = kept_alike::<2>();
+                let (at, lane) = (Unit(unit), special::tid_x_again() % 32);
+                let group = Shared::again().group(Turn::at(at.group()));
+                let to = sums_of_part(group.offset((first + at.n()) * OCTET_BYTES + sums_at(lane)).0, part);
                 unroll!(H < 2 { smem::st_v4(SmemAddr(to ^ (16 * H as u32)), values[H]); });
+                let after = at.after(count);
+                // All lanes have read the stage.
+                warp::sync();
+                if exists(after) {
+                    fill(p, q_map, after, part);
+                }
             });
             // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others.
-            let shared = Shared::again();
-            mbarrier::arrive(shared.queries.empty(Turn::in_pass(number(), 0)));
-            let [_, count, unit, _] = kept_alike::<2>();
+            let (shared, [_, count, unit, _]) = (Shared::again(), kept_alike::<2>());
             at = Unit(unit);
             // Every barrier is told as often: the last octet speaks for those that are not there.
             mbarrier::arrive_times(shared.written(Turn::at(at.group())), if at.n() + 1 == count { OCTETS - at.n() } else { 1 });
@@ -150,5 +193,4 @@ unsafe fn sum_strip(p: &SelectParams, first: u32, turn: u32) -> u32 {
     }
 }
 
-const _: () = assert!(SUM_WARPS == QUERY_STAGES, "a warp has a stage for itself");
 const _: () = assert!(OCTETS <= 4 && SUM_TURNS == 2 * SUM_STAGES, "octets of a unit's word, and barriers of the groups before");
