@@ -5,7 +5,6 @@ pub mod digits;
 pub mod pages;
 pub mod planes;
 pub mod probe_sel;
-pub mod runs;
 pub mod select;
 pub mod transpose;
 

@@ -19,12 +19,6 @@ impl<const N: u32> Turn<N> {
         Self { stage: n % N, parity: n / N % 2 }
     }
 
-    /// Position number `n` of a ring of which only `stages` are in use, a power of two up to `N`.
-    #[inline(always)]
-    pub fn of(n: u32, stages: u32) -> Self {
-        Self { stage: n & (stages - 1), parity: (n >> stages.trailing_zeros()) % 2 }
-    }
-
     /// The stage.
     #[inline(always)]
     pub fn stage(self) -> u32 {
@@ -41,20 +35,12 @@ impl<const N: u32> Turn<N> {
     #[inline(always)]
     #[must_use]
     pub fn next(self) -> Self {
-        self.next_of(N)
-    }
-
-    /// The same, where only `stages` are in use.
-    #[inline(always)]
-    #[must_use]
-    pub fn next_of(self, stages: u32) -> Self {
-        let wraps = self.stage + 1 == stages;
+        let wraps = self.stage + 1 == N;
         Self { stage: if wraps { 0 } else { self.stage + 1 }, parity: self.parity ^ wraps as u32 }
     }
 }
 
-/// The barriers of a ring: `N` that complete when a stage is full, then `N` that complete when it is empty again. A ring may be used
-/// with fewer stages.
+/// The barriers of a ring: `N` that complete when a stage is full, then `N` that complete when it is empty again.
 #[derive(Clone, Copy)]
 pub struct Stages<const N: u32>(pub SmemAddr);
 
