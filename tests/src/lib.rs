@@ -1,6 +1,7 @@
 //! Shared helpers of the integration tests.
 
 pub mod batch;
+pub mod budgets;
 pub mod capture;
 pub mod fuzz;
 pub mod gpu;

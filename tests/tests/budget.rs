@@ -4,28 +4,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 use stem_attn::budget::budget;
 use stem_attn::{Error, Geometry, Preset, Schedule, StemConfig, TieRule};
-
-/// The hpc start value in integers.
-fn start_value(blocks: u64) -> u64 {
-    match blocks {
-        0..56 => blocks,
-        56..160 => blocks / 5 + 30,
-        _ => blocks / 10 + 30,
-    }
-}
-
-/// Least and largest budget that f32 arithmetic may give with `alpha = permille / 1000`: one number, except where the
-/// value before the floor is closer to an integer than a few roundings of f32, 2^-20 of k.
-fn exact_budget(k: u64, blocks: u64, block: u64, permille: u64) -> (u64, u64) {
-    if block < k || blocks - k <= 1 {
-        return (k, k);
-    }
-    // k - (p - k)/(Pb - k - 1) * (1 - alpha) * k, over the common denominator.
-    let denominator = 1000 * (blocks - k - 1);
-    let value = k * denominator - (block - k) * (1000 - permille) * k;
-    let slack = (k * denominator) >> 20;
-    ((value.saturating_sub(slack) / denominator).max(1), ((value + slack) / denominator).min(k))
-}
+use stem_attn_tests::budgets::{decayed_budget, hpc_start_value};
 
 fn hpc(permille: u64) -> StemConfig {
     StemConfig { alpha: permille as f32 / 1000.0, ..StemConfig::preset(Preset::Hpc) }
@@ -33,17 +12,17 @@ fn hpc(permille: u64) -> StemConfig {
 
 fn check(config: &StemConfig, k: u64, blocks: u64, block: u64, permille: u64) {
     let got = u64::from(budget(config, blocks as u32, block as u32));
-    let (least, largest) = exact_budget(k, blocks, block, permille);
-    assert!((least..=largest).contains(&got), "Pb {blocks}, p {block}, alpha {permille}/1000: {got}, exact {least} to {largest}");
+    let exact = decayed_budget(k, blocks, block, permille);
+    assert!(exact.contains(&got), "Pb {blocks}, p {block}, alpha {permille}/1000: {got}, exact {exact:?}");
 }
 
 #[rstest]
 fn hpc_schedule_and_decay(
-    #[values(1, 2, 30, 55, 56, 57, 100, 159, 160, 161, 320, 1024, 8192)] blocks: u64,
-    #[values(300, 500, 700, 901, 1000)] permille: u64,
+    #[values(1, 2, 30, 55, 56, 57, 64, 100, 159, 160, 161, 320, 1024, 8192)] blocks: u64,
+    #[values(300, 500, 700, 901, 950, 1000)] permille: u64,
 ) {
     for block in 0..blocks {
-        check(&hpc(permille), start_value(blocks), blocks, block, permille);
+        check(&hpc(permille), hpc_start_value(blocks), blocks, block, permille);
     }
 }
 
@@ -72,7 +51,7 @@ proptest! {
     #[test]
     fn any_alpha_and_prompt(permille in 300u64..=1000, blocks in 1u64..20_000, at in 0f64..1.0) {
         let block = ((blocks as f64 * at) as u64).min(blocks - 1);
-        check(&hpc(permille), start_value(blocks), blocks, block, permille);
+        check(&hpc(permille), hpc_start_value(blocks), blocks, block, permille);
     }
 
     #[test]

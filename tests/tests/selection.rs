@@ -9,6 +9,7 @@ use rstest::rstest;
 use stem_attn::reference::{self, ScoreInputs};
 use stem_attn::{BlockLists, Error, Geometry, Guards, OamConfig, PrefillOptions, Preset, Schedule, Selection, StemConfig, TieRule, fp8};
 use stem_attn_tests::batch::Batch;
+use stem_attn_tests::budgets::{decayed_budget, hpc_start_value};
 
 /// Small prompts that still have to choose.
 fn choosy(alpha: f32) -> StemConfig {
@@ -230,24 +231,6 @@ proptest! {
     }
 }
 
-/// The budget of stem.md, section 2, in exact integers (alpha in thousandths). The f32 arithmetic of the schedule may differ from
-/// it by one where the value before the floor is within a few roundings of an integer: `None` then.
-fn exact_budget(prompt_blocks: u64, block: u64, permille: u64) -> Option<u64> {
-    let k = match prompt_blocks {
-        0..56 => prompt_blocks,
-        56..160 => prompt_blocks / 5 + 30,
-        _ => prompt_blocks / 10 + 30,
-    };
-    if block < k || prompt_blocks - k <= 1 {
-        return Some(k);
-    }
-    let denominator = 1000 * (prompt_blocks - k - 1);
-    let value = k * denominator - (block - k) * (1000 - permille) * k;
-    let slack = (k * denominator) >> 20;
-    let floor = |value: u64| (value / denominator).max(1);
-    (floor(value - slack) == floor(value + slack)).then(|| floor(value).min(k))
-}
-
 /// A prompt around the steps of the schedule, and the part of it that is there and new.
 fn awkward_request() -> impl Strategy<Value = (i32, i32, i32)> {
     let blocks = prop_oneof![50i32..62, 154i32..166, 1i32..300, Just(55), Just(56), Just(159), Just(160)];
@@ -308,8 +291,9 @@ proptest! {
             let (head, row) = (rng.random_range(0..hq), rng.random_range(0..total_qb));
             let (block, request) = geometry.row(row).unwrap();
             let prompt_blocks = (prompts[block.request as usize] as u64).div_ceil(128);
-            let Some(budget) = exact_budget(prompt_blocks, block.block as u64, permille) else { continue };
-            prop_assert_eq!(block.budget as u64, budget, "Pb {}, block {}", prompt_blocks, block.block);
+            let exact = decayed_budget(hpc_start_value(prompt_blocks), prompt_blocks, block.block as u64, permille);
+            let budget = block.budget as u64;
+            prop_assert!(exact.contains(&budget), "Pb {}, block {}: {}, exact {:?}", prompt_blocks, block.block, budget, exact);
             let diagonal = if causal { block.block.min(request.kb_len - 1) } else { request.kb_len - 1 } as usize;
             let visible = if causal { diagonal + 1 } else { request.kb_len as usize };
             let candidates = &scores[(head * total_qb + row) * stride..][..visible];
