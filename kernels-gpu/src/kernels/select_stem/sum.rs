@@ -108,7 +108,7 @@ impl Unit {
 unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) {
     // SAFETY: forwarded; the stage is the warp's.
     unsafe {
-        let (queries, shared, lane) = (Queries::from_words(p, kept_alike::<1>()), Shared::again(), special::tid_x_again() % 32);
+        let (queries, shared, lane) = (Queries::from_words(p, kept::<1>()), Shared::again(), special::tid_x_again() % 32);
         let half = queries.half(at.n(), at.group() % GROUPS as u32, part);
         let stage = number() * PARTS + part;
         let (to, full, leader) = (shared.unit(stage), shared.unit_full(stage), (lane == 0) as u32);
@@ -137,14 +137,15 @@ unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32
     // then read what was there.
     unsafe {
         // Groups are checked where scales are loaded: past the last there are none.
-        let exists = |at: Unit| at.group() < kept_alike::<0>()[3];
-        let load = |at: Unit| {
+        let exists = |at: Unit| at.group() < kept::<0>()[3];
+        let load = |at: Unit, on| {
             let lane = special::tid_x_again() % 32;
-            Scales::of(&Queries::from_words(p, kept::<1>())).load(p, at.n(), at.group() % GROUPS as u32, lane, at.group() < kept::<0>()[3])
+            Scales::of(&Queries::from_words(p, kept::<1>())).load(p, at.n(), at.group() % GROUPS as u32, lane, on)
         };
-        let mut at = Unit(warp::shfl_idx_u32(Unit::new(unit(first, kept_alike::<2>()[1]), turn).0, 0));
-        let mut next = load(at);
-        if exists(at) {
+        let mut at = Unit(warp::shfl_idx_u32(Unit::new(unit(first, octets_again().count), turn).0, 0));
+        let mut more = warp::any(exists(at) as u32);
+        let mut scales = load(at, more);
+        if more {
             let mut part = 0;
             while part < PARTS {
                 part = special::no_unroll(part);
@@ -152,42 +153,38 @@ unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32
                 part += 1;
             }
         }
-        while exists(at) {
-            let weights = Weights::new(next);
-            // On their way while this unit is summed.
-            next = load(at.after(octets_again().count));
-            // Registers are short while a unit is summed.
+        while more {
+            let weights = Weights::new(scales);
             let Octets { first, count } = octets_again();
-            keep::<2>([first, count, at.0, 0]);
+            let after = at.after(count);
+            more = warp::any(exists(after) as u32);
+            // On their way while this unit is summed.
+            scales = load(after, more);
             let shared = Shared::again();
             // A span has an even number of passes over the turns: every strip finds them as the first one did. The stage is free when the
             // group has been read that many before: its barrier is the one that comes as many after.
             shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
             let lane = special::tid_x_again() % 32;
+            let to = shared.group(Turn::at(at.group())).offset((first + at.n()) * OCTET_BYTES + sums_at(lane)).0;
             let stage = |part| {
                 let (shared, stage) = (Shared::again(), number() * PARTS + part);
-                mbarrier::wait(shared.unit_full(stage), kept::<2>()[2] & 1);
+                mbarrier::wait(shared.unit_full(stage), at.turn());
                 shared.unit(stage)
             };
             sum_octet(stage, &weights, lane, |part, values| {
-                let [first, count, unit, _] = kept_alike::<2>();
-                let (at, lane) = (Unit(unit), special::tid_x_again() % 32);
-                let group = Shared::again().group(Turn::at(at.group()));
-                let to = sums_of_part(group.offset((first + at.n()) * OCTET_BYTES + sums_at(lane)).0, part);
+                let to = sums_of_part(to, part);
                 unroll!(H < 2 { smem::st_v4(SmemAddr(to ^ (16 * H as u32)), values[H]); });
-                let after = at.after(count);
                 // All lanes have read the stage.
                 warp::sync();
-                if exists(after) {
+                if more {
                     fill(p, q_map, after, part);
                 }
             });
-            // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others.
-            let (shared, [_, count, unit, _]) = (Shared::again(), kept_alike::<2>());
-            at = Unit(unit);
-            // Every barrier is told as often: the last octet speaks for those that are not there.
+            // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others. Every barrier is told
+            // as often: the last octet speaks for those that are not there.
+            let (shared, Octets { count, .. }) = (Shared::again(), octets_again());
             mbarrier::arrive_times(shared.written(Turn::at(at.group())), if at.n() + 1 == count { OCTETS - at.n() } else { 1 });
-            at = at.after(count);
+            at = after;
         }
         at.turn()
     }
