@@ -45,10 +45,8 @@ impl Config {
     }
 }
 
-/// Parameters, aligned as tensor maps must be.
-#[repr(align(64))]
-#[derive(Clone, Copy)]
-struct Line([u8; 64]);
+/// Alignment of parameters: that of a tensor map.
+const ALIGN: usize = 64;
 
 /// The parameters of a launch in the kernel's layout.
 ///
@@ -66,17 +64,17 @@ unsafe fn parameters(function: &Function, args: *const *const u8) -> Vec<u8> {
 
 /// Runs a launch, and says what went wrong.
 fn run(launch: Launch, params: &[u8]) -> Code {
-    let mut lines = vec![Line([0; 64]); params.len().div_ceil(64)];
-    for (line, bytes) in lines.iter_mut().zip(params.chunks(64)) {
-        line.0[..bytes.len()].copy_from_slice(bytes);
-    }
+    let mut room = vec![0; params.len() + ALIGN - 1];
+    let skip = room.as_ptr().align_offset(ALIGN);
+    let Some(aligned) = room.get_mut(skip..).and_then(|r| r.get_mut(..params.len())) else { return INVALID_VALUE };
+    aligned.copy_from_slice(params);
     let serial = {
         let mut state = state();
         state.launches += 1;
         state.launches
     };
     let start = Instant::now();
-    let result = machine::run(&Launch { params: lines.as_flattened(), serial, ..launch });
+    let result = machine::run(&Launch { params: aligned, serial, ..launch });
     if launch.settings.log {
         let Launch { kernel, grid, cluster, .. } = launch;
         eprintln!("emulator: {} grid {grid:?} cluster {cluster} {:.3} s", kernel.name, start.elapsed().as_secs_f64());

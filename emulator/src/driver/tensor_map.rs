@@ -64,11 +64,11 @@ fn refused(map: &Map, plain: bool) -> Option<&'static str> {
     let outer = 1..map.rank;
     if !plain {
         Some("element strides, interleaving and fills other than zeros are not modelled")
-    } else if map.at % 16 != 0 || map.strides[outer.clone()].iter().any(|s| s % 16 != 0 || *s >= 1 << 40) {
+    } else if !map.at.is_multiple_of(16) || map.strides[outer.clone()].iter().any(|s| !s.is_multiple_of(16) || *s >= 1 << 40) {
         Some("address or strides are not aligned to 16 bytes")
     } else if map.extents.iter().any(|n| *n == 0 || *n > 1 << 32) || map.box_extents.iter().any(|n| !(1..=256).contains(n)) {
         Some("extents out of range")
-    } else if row % 16 != 0 || width.is_none_or(|w| row > w) {
+    } else if !row.is_multiple_of(16) || width.is_none_or(|w| row > w) {
         Some("rows of a box that are no multiple of 16 bytes, or longer than the swizzle")
     } else {
         None

@@ -15,7 +15,7 @@ pub fn kernel(entry: &Entry, tables: &[u64]) -> Kernel {
     for (index, statement) in entry.statements.iter().enumerate() {
         starts.push(code.len());
         decoder.before.clear();
-        let (guard, together, op) = decoder.statement(statement).unwrap_or_else(|e| (None, None, Op::Unknown(e.to_string())));
+        let (guard, (together, op)) = decoder.statement(statement).unwrap_or_else(|e| (None, (None, Op::Unknown(e.to_string()))));
         code.extend(decoder.before.drain(..).map(|op| Inst { guard: None, together: None, op, statement: index }));
         code.push(Inst { guard, together, op, statement: index });
     }
@@ -39,6 +39,9 @@ pub fn kernel(entry: &Entry, tables: &[u64]) -> Kernel {
     }
 }
 
+/// What an instruction does, and which lanes run it together.
+pub(super) type Decoded = (Option<Together>, Op);
+
 /// What the statements of a kernel share while they are decoded.
 pub(super) struct Decoder<'a> {
     entry: &'a Entry,
@@ -53,7 +56,7 @@ pub(super) struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    fn statement(&mut self, statement: &Statement) -> Result<(Option<(P, bool)>, Option<Together>, Op)> {
+    fn statement(&mut self, statement: &Statement) -> Result<(Option<(P, bool)>, Decoded)> {
         let guard = match &statement.guard {
             None => None,
             Some((Operand::Pred(p), negated)) => Some((*p, *negated)),
@@ -61,8 +64,7 @@ impl Decoder<'_> {
         };
         let segments: Vec<&str> = statement.op.split('.').collect();
         let mut cx = Cx { decoder: self, args: &statement.args, op: &statement.op, segments: &segments };
-        let (together, op) = instruction(&mut cx)?;
-        Ok((guard, together, op))
+        Ok((guard, instruction(&mut cx)?))
     }
 
     pub(super) fn new_word(&mut self) -> W {
@@ -81,7 +83,7 @@ impl Decoder<'_> {
     }
 }
 
-fn instruction(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
+fn instruction(cx: &mut Cx) -> Result<Decoded> {
     let alone = |op| Ok((None, op));
     match cx.segment(0) {
         "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "neg" | "abs" => match cx.last() {

@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use super::decode::Cx;
+use super::decode::{Cx, Decoded};
 use super::{Op, Together};
 use crate::fault::{Result, fault};
 use crate::ptx::{D, Operand, P, W};
@@ -74,7 +74,7 @@ pub struct Mma {
 }
 
 /// `wgmma`, `mma` and `ldmatrix`.
-pub(super) fn decode(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
+pub(super) fn decode(cx: &mut Cx) -> Result<Decoded> {
     let op = match cx.segment(0) {
         "mma" => mma(cx)?,
         "ldmatrix" => ldmatrix(cx)?,

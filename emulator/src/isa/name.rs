@@ -6,7 +6,7 @@ use crate::fault::{Fault, Result, fault};
 use crate::ptx::{D, Operand, P, W};
 
 /// A register name of one of the three files.
-pub(crate) trait Name: Copy + Send + Sync + 'static {
+pub(super) trait Name: Copy + Send + Sync + 'static {
     /// The register that an operand is.
     fn register(operand: &Operand) -> Option<Self>;
     /// A register of its own.

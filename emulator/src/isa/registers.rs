@@ -47,7 +47,7 @@ impl Registers {
 
     /// Lane by lane, one operand.
     #[inline(always)]
-    pub(crate) fn map1<A: Lane, R: Lane>(&mut self, d: R::Name, a: A::Name, mask: u32, f: impl Fn(A) -> R) {
+    pub(super) fn map1<A: Lane, R: Lane>(&mut self, d: R::Name, a: A::Name, mask: u32, f: impl Fn(A) -> R) {
         if mask == ALL {
             let x = A::row(self, a);
             let out = std::array::from_fn(|i| f(A::get(x, i)));
@@ -62,7 +62,7 @@ impl Registers {
 
     /// Lane by lane, two operands.
     #[inline(always)]
-    pub(crate) fn map2<A: Lane, B: Lane, R: Lane>(&mut self, d: R::Name, (a, b): (A::Name, B::Name), mask: u32, f: impl Fn(A, B) -> R) {
+    pub(super) fn map2<A: Lane, B: Lane, R: Lane>(&mut self, d: R::Name, (a, b): (A::Name, B::Name), mask: u32, f: impl Fn(A, B) -> R) {
         if mask == ALL {
             let (x, y) = (A::row(self, a), B::row(self, b));
             let out = std::array::from_fn(|i| f(A::get(x, i), B::get(y, i)));
@@ -77,7 +77,7 @@ impl Registers {
 
     /// Lane by lane, three operands.
     #[inline(always)]
-    pub(crate) fn map3<A: Lane, B: Lane, C: Lane, R: Lane>(
+    pub(super) fn map3<A: Lane, B: Lane, C: Lane, R: Lane>(
         &mut self,
         d: R::Name,
         (a, b, c): (A::Name, B::Name, C::Name),
@@ -119,7 +119,7 @@ file!(W, w, [u32; LANES]);
 file!(D, d, [u64; LANES]);
 
 /// A number as an instruction sees it in one lane of a register.
-pub(crate) trait Lane: Copy {
+pub(super) trait Lane: Copy {
     /// Names of the registers that hold such numbers.
     type Name: super::name::Name;
     /// All lanes of one of them.
@@ -136,7 +136,7 @@ pub(crate) trait Lane: Copy {
 
 /// Numbers that a register holds in some encoding of its bits.
 macro_rules! encoded {
-    ($($ty:ty, $name:ident, $raw:ty, $decode:expr, $encode:expr;)*) => {$(
+    ($($ty:ty, $name:ident, $raw:ty, |$bits:ident| $decode:expr, |$value:ident| $encode:expr;)*) => {$(
         impl Lane for $ty {
             type Name = $name;
             type Row<'a> = &'a [$raw; LANES];
@@ -146,36 +146,34 @@ macro_rules! encoded {
             }
             #[inline(always)]
             fn get(row: &[$raw; LANES], lane: usize) -> Self {
-                let decode: fn($raw) -> Self = $decode;
-                decode(row[lane])
+                let $bits = row[lane];
+                $decode
             }
             #[inline(always)]
-            fn put(registers: &mut Registers, name: $name, lane: usize, value: Self) {
-                let encode: fn(Self) -> $raw = $encode;
-                registers[name][lane] = encode(value);
+            fn put(registers: &mut Registers, name: $name, lane: usize, $value: Self) {
+                registers[name][lane] = $encode;
             }
             #[inline(always)]
             fn put_all(registers: &mut Registers, name: $name, values: [Self; LANES]) {
-                let encode: fn(Self) -> $raw = $encode;
-                registers[name] = values.map(encode);
+                registers[name] = values.map(|$value| $encode);
             }
         }
     )*};
 }
 
 encoded! {
-    u32, W, u32, |x| x, |x| x;
-    i32, W, u32, |x| x as i32, |x| x as u32;
-    u16, W, u32, |x| x as u16, u32::from;
-    i16, W, u32, |x| x as i16, |x| u32::from(x as u16);
-    u8, W, u32, |x| x as u8, u32::from;
-    i8, W, u32, |x| x as i8, |x| x as i32 as u32;
-    f32, W, u32, f32::from_bits, canonical;
-    H2, W, u32, H2::from_bits, H2::to_bits;
-    B2, W, u32, B2::from_bits, B2::to_bits;
-    u64, D, u64, |x| x, |x| x;
-    i64, D, u64, |x| x as i64, |x| x as u64;
-    f64, D, u64, f64::from_bits, f64::to_bits;
+    u32, W, u32, |x| x, |v| v;
+    i32, W, u32, |x| x as i32, |v| v as u32;
+    u16, W, u32, |x| x as u16, |v| u32::from(v);
+    i16, W, u32, |x| x as i16, |v| u32::from(v as u16);
+    u8, W, u32, |x| x as u8, |v| u32::from(v);
+    i8, W, u32, |x| x as i8, |v| v as i32 as u32;
+    f32, W, u32, |x| f32::from_bits(x), |v| canonical(v);
+    H2, W, u32, |x| H2::from_bits(x), |v| v.to_bits();
+    B2, W, u32, |x| B2::from_bits(x), |v| v.to_bits();
+    u64, D, u64, |x| x, |v| v;
+    i64, D, u64, |x| x as i64, |v| v as u64;
+    f64, D, u64, |x| f64::from_bits(x), |v| v.to_bits();
 }
 
 /// The bits of a result; PTX has one NaN where a processor has many.
@@ -207,36 +205,36 @@ impl Lane for bool {
 
 /// Two f16 numbers in a register, the lower half first.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct H2(pub(crate) f32, pub(crate) f32);
+pub(super) struct H2(pub(super) f32, pub(super) f32);
 
 impl H2 {
     /// The numbers of a register's bits.
     #[inline(always)]
-    pub(crate) fn from_bits(bits: u32) -> Self {
+    pub(super) fn from_bits(bits: u32) -> Self {
         Self(f16_to_f32(bits as u16), f16_to_f32((bits >> 16) as u16))
     }
 
     /// The nearest codes.
     #[inline(always)]
-    pub(crate) fn to_bits(self) -> u32 {
+    pub(super) fn to_bits(self) -> u32 {
         u32::from(f32_to_f16(self.0)) | u32::from(f32_to_f16(self.1)) << 16
     }
 }
 
 /// Two bf16 numbers in a register, the lower half first.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct B2(pub(crate) f32, pub(crate) f32);
+pub(super) struct B2(pub(super) f32, pub(super) f32);
 
 impl B2 {
     /// The numbers of a register's bits.
     #[inline(always)]
-    pub(crate) fn from_bits(bits: u32) -> Self {
+    pub(super) fn from_bits(bits: u32) -> Self {
         Self(bf16_to_f32(bits as u16), bf16_to_f32((bits >> 16) as u16))
     }
 
     /// The nearest codes.
     #[inline(always)]
-    pub(crate) fn to_bits(self) -> u32 {
+    pub(super) fn to_bits(self) -> u32 {
         u32::from(f32_to_bf16(self.0)) | u32::from(f32_to_bf16(self.1)) << 16
     }
 }

@@ -1,6 +1,6 @@
 //! Barriers, and exchange between the lanes of a warp.
 
-use super::decode::Cx;
+use super::decode::{Cx, Decoded};
 use super::memory::Reduce;
 use super::{Op, Together};
 use crate::fault::{Result, fault};
@@ -29,7 +29,7 @@ pub enum Vote {
 }
 
 /// Instructions that lanes run together.
-pub(super) fn decode(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
+pub(super) fn decode(cx: &mut Cx) -> Result<Decoded> {
     let name = cx.segment(0).to_owned();
     Ok(match name.as_str() {
         "shfl" => shuffle(cx)?,
@@ -47,7 +47,7 @@ pub(super) fn decode(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
     })
 }
 
-fn barrier(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
+fn barrier(cx: &mut Cx) -> Result<Decoded> {
     let threads = |cx: &mut Cx, i: usize| if cx.args.len() > i { cx.word(i).map(Some) } else { Ok(None) };
     let op = match cx.op {
         "bar.warp.sync" => return Ok((Some(Together::Mask(cx.word(0)?)), Op::Nothing)),
@@ -65,7 +65,7 @@ fn barrier(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
     Ok((Some(Together::Warp), op))
 }
 
-fn shuffle(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
+fn shuffle(cx: &mut Cx) -> Result<Decoded> {
     let kind = match cx.segment(2) {
         "idx" => Shuffle::Index,
         "bfly" => Shuffle::Butterfly,
@@ -77,7 +77,7 @@ fn shuffle(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
     Ok((Some(Together::Mask(mask)), Op::Shuffle { kind, to: cx.to(0)?, from: cx.word(1)?, by: cx.word(2)?, clamp: cx.word(3)? }))
 }
 
-fn vote(cx: &mut Cx) -> Result<(Option<Together>, Op)> {
+fn vote(cx: &mut Cx) -> Result<Decoded> {
     let together = Some(Together::Mask(cx.word(2)?));
     let of = cx.pred(1)?;
     Ok((

@@ -35,7 +35,7 @@ impl Cluster<'_> {
         let id = warp.registers[arrival.id][lane] as usize;
         let threads = arrival.threads.map_or(self.launch.threads.next_multiple_of(32), |t| warp.registers[t][lane]);
         let Some(barrier) = self.blocks[warp.block].barriers.get_mut(id) else { fault!("barrier {id}") };
-        if threads == 0 || threads % 32 != 0 {
+        if threads == 0 || !threads.is_multiple_of(32) {
             fault!("barrier {id} for {threads} threads");
         }
         if barrier.arrived > 0 && barrier.warps != threads / 32 {

@@ -93,8 +93,8 @@ impl Map {
     pub fn rows(&self, at: [i32; RANK]) -> impl Iterator<Item = Row> + '_ {
         (0..self.row_count()).map(move |row| {
             let (mut rest, mut inside, mut from) = (row, true, self.at as i64);
-            for k in 1..RANK {
-                let i = i64::from(at[k]) + (rest % self.box_extents[k]) as i64;
+            for (k, start) in at.iter().enumerate().skip(1) {
+                let i = i64::from(*start) + (rest % self.box_extents[k]) as i64;
                 rest /= self.box_extents[k];
                 inside &= i >= 0 && i < self.extents[k] as i64;
                 from = from.wrapping_add(i.wrapping_mul(self.strides[k] as i64));
