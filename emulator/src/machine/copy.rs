@@ -8,6 +8,9 @@ use crate::fault::{Result, fault};
 use crate::isa::{Addr, Bulk, Space, Tensor, lanes};
 use crate::ptx::W;
 
+/// A block that no cluster has, with a number that an address can hold.
+const NO_BLOCK: u32 = 0xfe;
+
 /// A `cp.async` of one lane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SmallCopy {
@@ -187,16 +190,12 @@ impl Cluster<'_> {
         Ok((block, to))
     }
 
-    /// `mapa`: the address of another block's shared memory.
-    pub(super) fn map_address(&self, warp: &mut Warp, (to, at, block): (W, W, W), mask: u32) -> Result<()> {
+    /// `mapa`: the address of another block's shared memory. That of a block which is not there is an error where it is used.
+    pub(super) fn map_address(&self, warp: &mut Warp, (to, at, block): (W, W, W), mask: u32) {
         for lane in lanes(mask) {
             let r = &mut warp.registers;
-            let block = r[block][lane];
-            if block as usize >= self.blocks.len() {
-                fault!("block {block}, which is not in the cluster");
-            }
-            r[to][lane] = r[at][lane] & ((1 << BLOCK_SHIFT) - 1) | (block + 1) << BLOCK_SHIFT;
+            let number = r[block][lane].min(NO_BLOCK) + 1;
+            r[to][lane] = r[at][lane] & ((1 << BLOCK_SHIFT) - 1) | number << BLOCK_SHIFT;
         }
-        Ok(())
     }
 }

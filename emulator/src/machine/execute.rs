@@ -99,7 +99,7 @@ impl Cluster<'_> {
             Op::MbarArrive { at, count, bytes, space } => self.mbarrier_arrive(warp, &Arrive { at, count, bytes, space }, active)?,
             Op::MbarExpect(at, bytes) => self.mbarrier_expect(warp, at, bytes, active)?,
             Op::MbarTry { result, at, parity, wait } => self.mbarrier_try(warp, k, &Ask { result, at, parity, wait }, active)?,
-            Op::Mapa(to, at, block) => self.map_address(warp, (to, at, block), active)?,
+            Op::Mapa(to, at, block) => self.map_address(warp, (to, at, block), active),
             Op::CpAsync { to, from, bytes, used } => self.start_small(warp, (to, from), bytes, used, active)?,
             Op::CpCommit => warp.copy_groups.push_back(std::mem::take(&mut warp.copies)),
             Op::CpWait(left) => self.wait_small(warp, left)?,

@@ -19,7 +19,7 @@ impl Cluster<'_> {
         );
         for warp in self.warps.iter().filter(|w| !w.done) {
             for part in &warp.parts {
-                let (line, text) = launch.kernel.source(part.pc);
+                let (line, text) = launch.kernel.source(part.place());
                 let text: String = text.chars().take(SHOWN).collect();
                 // Writing to a string cannot fail.
                 let _ = write!(out, "\n  block {} warp {:2} lanes {:08x} line {line}", warp.block, warp.index, part.mask);

@@ -31,6 +31,17 @@ pub(super) struct Part {
     pub(super) wait: Wait,
 }
 
+impl Part {
+    /// The instruction that it is at: the one that waits, or the next one.
+    pub(super) fn place(&self) -> usize {
+        match self.wait {
+            Wait::Mbarrier { .. } | Wait::Barrier { .. } | Wait::Cluster { .. } => self.pc.saturating_sub(1),
+            // What cannot start has not gone on.
+            Wait::Nothing | Wait::Lanes | Wait::Warpgroup { .. } => self.pc,
+        }
+    }
+}
+
 /// A warp.
 #[derive(Default)]
 pub(super) struct Warp {
