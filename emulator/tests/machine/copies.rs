@@ -28,7 +28,7 @@ fn boxes_are_swizzled_and_zeros_outside_the_tensor() {
         for (i, byte) in got.iter().enumerate() {
             // Chunks of 16 bytes change places within the row: their number is xored with the row's.
             let (r, chunk) = (i / 128, i % 128 / 16);
-            let c = (chunk ^ r % 8) * 16 + i % 16;
+            let c = (chunk ^ (r % 8)) * 16 + i % 16;
             let (column, line) = (x + c as i64, y + r as i64);
             let inside = (0..row as i64).contains(&column) && (0..rows as i64).contains(&line);
             let want = if inside { input[line as usize * row + column as usize] } else { 0 };
