@@ -127,8 +127,8 @@ pub mod summarize_kv {
     pub const SMEM_BYTES: u32 = SCALES + BLOCK as u32 * 4;
 }
 
-/// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums and one that hands the
-/// query sums over.
+/// `select_stem`: four consumer warpgroups, two warpgroups that sum queries, one warp that copies key sums, one that hands the
+/// query sums over, and two that make the value terms.
 pub mod select {
     use super::{HEAD_DIM, SUM_LEN};
     /// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums
@@ -148,6 +148,10 @@ pub mod select {
     pub const CONSUMER_BARRIER: u32 = 1;
     /// Warps of the consumers.
     pub const CONSUMER_WARPS: u32 = CONSUMER_THREADS / 32;
+    /// Stages of value norms of the warp that makes the value terms, four for each lane: copies in flight for which it has no registers.
+    pub const NORM_STAGES: u32 = 8;
+    /// Bytes of one.
+    pub const NORM_BYTES: u32 = 32 * 16;
     /// Warpgroups that sum queries. Two: one warp a scheduler cannot hide the latency of its own instructions.
     pub const SUMMERS: u32 = 2;
     /// Threads that sum queries.
@@ -156,7 +160,7 @@ pub mod select {
     pub const SUM_WARPS: u32 = SUM_THREADS / 32;
     /// Rows that one of the warpgroups sums at a time: each of them takes eight threads.
     pub const SUM_ROWS: u32 = 128 / 8;
-    /// Threads of a block: consumers, the warpgroups that sum, and the warpgroup of the warps that copy and hand over.
+    /// Threads of a block: consumers, the warpgroups that sum, and the warpgroup of the warps that copy, hand over and make terms.
     pub const THREADS: u32 = CONSUMER_THREADS + SUM_THREADS + 128;
     /// Registers a thread is launched with: a multiple of eight of which 896 threads fit in the 65,536 of a multiprocessor.
     pub const LAUNCH_REGS: u32 = 72;
@@ -179,8 +183,10 @@ pub mod select {
     pub const TILE_BYTES: u32 = TILE * STEP * 2;
     /// Bytes of one step of the query sums.
     pub const SUM_BYTES: u32 = ROWS * STEP * 2;
-    /// Stages of key sums: what is in flight hides the L2 latency and what the blocks of a cluster drift apart.
-    pub const STAGES: u32 = 4;
+    /// Tiles of key sums that the ring holds: what is in flight hides the L2 latency and what the blocks of a cluster drift apart. A
+    /// stage is one step of a chunk, rounded up to a power of two: four stages, or eight or sixteen where a span has two tiles or one.
+    pub const RING_TILES: u32 = 16;
+    const _: () = assert!(RING_TILES.is_multiple_of(CONSUMERS) && STEPS.is_multiple_of(2 * RING_TILES), "every span finds the ring empty");
     /// Groups of query sums made ahead.
     pub const SUM_STAGES: u32 = 2;
     /// Barriers of each kind that the groups of query sums go through. More than stages: a warp that has every fourth group only
@@ -197,46 +203,57 @@ pub mod select {
     pub const QUERY_CODES: u32 = SUM_ROWS * super::GROUP_TOKENS as u32 * HEAD_DIM as u32;
     /// Bytes of a stage: the codes, then the tokens' scales.
     pub const QUERY_BYTES: u32 = QUERY_CODES + SUM_ROWS * super::GROUP_TOKENS as u32 * 4;
+    /// Plans of strips in shared memory: one in use, and the next.
+    pub const PLANS: u32 = 2;
     /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
     pub const PITCH: u32 = SPAN + 4;
 
     /// Where things lie in dynamic shared memory.
     pub mod smem {
         use super::{
-            CHUNK, CONSUMER_WARPS, PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, SPAN, STAGES, STEP, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUMMERS,
+            CONSUMER_WARPS, NORM_BYTES, NORM_STAGES, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SPAN, SUM_BYTES,
+            SUM_STAGES, SUM_TURNS, SUMMERS, TILE_BYTES,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
-        /// Bytes of one.
-        pub const STAGE_BYTES: u32 = CHUNK * STEP * 2;
         /// Scores of the strip, over the ring: its stages are empty when the accumulators are complete.
         pub const SCORES: u32 = RING;
         /// Groups of query sums, behind the ring and the scores, which are a little longer; aligned for the swizzle.
         pub const SUMS: u32 = (SCORES + ROWS * PITCH * 4).next_multiple_of(1024);
-        const _: () = assert!(RING + STAGES * STAGE_BYTES <= SUMS);
+        const _: () = assert!(RING + RING_TILES * TILE_BYTES <= SUMS);
         /// Stages of queries, those of one summing warpgroup after those of the other.
         pub const QUERIES: u32 = SUMS + SUM_STAGES * 2 * SUM_BYTES;
         /// Value terms of the span.
         pub const BIAS: u32 = QUERIES + SUMMERS * QUERY_STAGES * QUERY_BYTES;
-        /// Moments of the value norms, one entry a consumer warp.
-        pub const MOMENTS: u32 = BIAS + SPAN * 4;
-        /// Bytes of an entry: two sums in f64.
-        pub const MOMENT_BYTES: u32 = 16;
-        /// What the rows of the strip are: candidates, guards, budget.
-        pub const NOTES: u32 = MOMENTS + CONSUMER_WARPS * MOMENT_BYTES;
-        /// Bytes of a row's.
+        /// Stages of value norms.
+        pub const NORMS: u32 = BIAS + SPAN * 4;
+        /// Plans of strips: what the rows are (candidates, guards, budget), and the strip itself.
+        pub const PLANS_AT: u32 = NORMS + NORM_STAGES * NORM_BYTES;
+        /// Bytes of a row's part.
         pub const NOTE_BYTES: u32 = 16;
-        const _: () = assert!(ROWS == 32 && NOTES.is_multiple_of(16), "a lane notes a row, and it is read at once");
+        const _: () = assert!(ROWS == 32 && PLANS_AT.is_multiple_of(16), "a lane notes a row, and it is read at once");
+        /// Bytes of a plan.
+        pub const PLAN_BYTES: u32 = ROWS * NOTE_BYTES + 32;
+        /// Barriers of the plans: full, then empty ones.
+        pub const PLAN_BARRIERS: u32 = PLANS_AT + PLANS * PLAN_BYTES;
+        /// What the consumer warps keep.
+        pub const KEPT: u32 = (PLAN_BARRIERS + 16 * PLANS).next_multiple_of(16);
+        /// Bytes of a warp's.
+        pub const KEPT_BYTES: u32 = 16;
         /// Barriers of the ring: full, then empty ones.
-        pub const RING_BARRIERS: u32 = NOTES + ROWS * NOTE_BYTES;
+        pub const RING_BARRIERS: u32 = KEPT + CONSUMER_WARPS * KEPT_BYTES;
         /// Barriers of the query sums.
-        pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * STAGES;
+        pub const SUM_BARRIERS: u32 = RING_BARRIERS + 16 * RING_TILES;
         /// Barriers that complete when a group of query sums is written.
         pub const WRITTEN: u32 = SUM_BARRIERS + 16 * SUM_TURNS;
         /// Barrier that completes when the consumers are done with the scores.
         pub const DONE: u32 = WRITTEN + 8 * SUM_TURNS;
+        /// Barrier that completes, once a span, when its value terms are written.
+        pub const TERMS: u32 = DONE + 8;
+        /// Barrier that completes, once a span, when the consumers have read them.
+        pub const TERMS_READ: u32 = TERMS + 8;
         /// Bytes of dynamic shared memory.
-        pub const BYTES: u32 = DONE + 8;
+        pub const BYTES: u32 = TERMS_READ + 8;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }

@@ -164,7 +164,7 @@ fn choosy() -> StemConfig {
 }
 
 /// Corner lengths, ragged batches, history that is not a multiple of 128, strips of one row to several requests.
-const BATCHES: [&[(i32, i32)]; 8] = [
+const BATCHES: [&[(i32, i32)]; 9] = [
     &[(1, 1)],
     &[(129, 129)],
     &[(2048, 2048)],
@@ -173,6 +173,7 @@ const BATCHES: [&[(i32, i32)]; 8] = [
     &[(129, 131), (0, 0), (257, 4000), (127, 127), (1, 9000)],
     &[(3000, 16_450), (1000, 1001)],
     &[(8200, 8200)],
+    &[(140, 140_000)],
 ];
 
 #[rstest]
@@ -242,7 +243,7 @@ fn several_strips_a_block_are_exact(#[case] lengths: &[(i32, i32)]) {
 }
 
 #[rstest]
-fn value_terms_match(#[values(2, 4, 5, 6, 7)] case: usize, #[values(Preset::Hpc, Preset::Paper)] preset: Preset) {
+fn value_terms_match(#[values(2, 4, 5, 6, 7, 8)] case: usize, #[values(Preset::Hpc, Preset::Paper)] preset: Preset) {
     // A weight of zero leaves the value term alone; small weights of it and no rounding keep f32's digits.
     let oam = OamConfig { qk_scale: 0.0, round_bf16: false, ..StemConfig::preset(preset).oam };
     let config = StemConfig { oam, ..choosy() };

@@ -4,7 +4,7 @@ use super::probe::word;
 use crate::abi_probe::{PROBE_PAIR_ROWS, PROBE_ROWS, ProbeParams, REGIONS_AT, RowParams, THREADS};
 use crate::layout::select::{Row, Rule};
 use crate::ptx::{SmemAddr, global, smem, special, warp};
-use crate::tile::topk::{DeviceScores, IN_REGISTERS, List, SharedScores, Task, select_row, select_rows};
+use crate::tile::topk::{DeviceScores, IN_REGISTERS, List, Rows, SharedScores, select_row, select_rows};
 use crate::unroll;
 
 /// Lists of `count` rows. `a`: f32 rows of `x` scores; `b`: [`RowParams`] of each row; out: `b`'s lists of `y` entries in `out`,
@@ -49,14 +49,45 @@ unsafe fn select_pair(p: &ProbeParams, index: u32, lane: u32) {
                 copied(p, index + I as u32, row(p, index + I as u32).0.count, place + I as u32, lane);
             }
         });
-        let task = |i: u32| {
-            let scores = SharedScores::<false>(shared_row(place + i));
-            let (row, rule, list) = row(p, if there(i) { index + i } else { index });
-            let row = if there(i) { row } else { Row { count: 0, first_free: 0, end_free: 0, ..row } };
-            Task { scores, row, rule, list }
-        };
-        let kept = select_rows::<_, 2>(task, lane);
+        let kept = select_rows::<_, 2>(&Pair { p, index, place }, lane);
         unroll!(I < 2 { global::st_u32_if(word(p.c, index + I as u32), kept[I], ((lane == 0) & there(I as u32)) as u32); });
+    }
+}
+
+/// Rows `index` and `index + 1`, and where their scores are; one that is not there has no candidates.
+struct Pair<'a> {
+    p: &'a ProbeParams,
+    index: u32,
+    place: u32,
+}
+
+impl Pair<'_> {
+    #[inline(always)]
+    fn there(&self, i: u32) -> bool {
+        self.index + i < self.p.count as u32
+    }
+
+    #[inline(always)]
+    fn at(&self, i: u32) -> (Row, Rule, List) {
+        // SAFETY: one of `count` rows.
+        unsafe { row(self.p, if self.there(i) { self.index + i } else { self.index }) }
+    }
+}
+
+impl Rows for Pair<'_> {
+    type Scores = SharedScores<false>;
+
+    fn scores(&self, i: u32) -> Self::Scores {
+        SharedScores(shared_row(self.place + i))
+    }
+
+    fn row(&self, i: u32) -> (Row, Rule) {
+        let (row, rule, _) = self.at(i);
+        (if self.there(i) { row } else { Row { count: 0, first_free: 0, end_free: 0, ..row } }, rule)
+    }
+
+    fn list(&self, i: u32) -> List {
+        self.at(i).2
     }
 }
 

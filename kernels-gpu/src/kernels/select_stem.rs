@@ -2,27 +2,29 @@
 //!
 //! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Two warpgroups sum queries (each
 //! read once a span, by copies of their own), one warp hands the sums over, one copies key sums (of a cluster of two each block
-//! loads a half and sends it to both), four warpgroups multiply and, with the scores of the strip in shared memory, decide what
-//! each row keeps, a row a warp. Rows of more than 1,024 key blocks are scored a span at a time, and their scores go through
-//! device memory.
+//! loads a half and sends it to both), one makes the value terms, one looks strips up ahead, four warpgroups multiply and, with the
+//! scores of the strip in shared memory, decide what each row keeps, two rows a warp. Rows of more than 1,024 key blocks are scored a
+//! span at a time, and their scores go through device memory.
 //!
 //! What the kernel before it in the stream writes (key sums, norms) is read after `griddepcontrol.wait`; queries are not.
 
+mod decide;
+
+use self::decide::consume;
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMER_BARRIER, CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, QUERY_AHEAD, QUERY_STAGES, ROWS, SPAN, STAGES,
-    STEP, STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, TILE, TILE_BYTES,
+    CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, PLANS, QUERY_AHEAD, QUERY_STAGES, RING_TILES, ROWS, SPAN, STEP,
+    STEPS, SUM_REGS, SUM_ROWS, SUM_STAGES, SUM_TURNS, SUM_WARPS, SUMMERS, THREADS, TILE, TILE_BYTES,
 };
 use crate::config::{BLOCK, GROUPS, HEAD_DIM};
 use crate::layout::pages::new_token;
-use crate::layout::select::{Row, sum_offset};
-use crate::pipeline::lists::{scores_at, write_lists};
+use crate::layout::select::sum_offset;
 use crate::pipeline::scores::{Consumer, Shared};
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
-use crate::ptx::{barrier, cluster, cp_async, fence, global, math, mbarrier, pdl, regs, smem, special, warp};
+use crate::ptx::{cluster, cp_async, fence, math, mbarrier, pdl, regs, special, warp};
 use crate::tile::reduce::ValueTerm;
-use crate::tile::strip::{Span, Strip, Strips, noted, wants_scores};
+use crate::tile::strip::Strips;
 use crate::tile::sums::{GroupSum, NO_TOKEN, Queries};
 use crate::unroll;
 
@@ -53,12 +55,15 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
         if thread == 0 {
             shared.keys.init(1, CONSUMERS * blocks);
             shared.sums.init(1, CONSUMERS);
+            shared.plans.init(32, CONSUMER_THREADS);
             let mut at = Turn::START;
             unroll!(_S < 4 {
                 mbarrier::init(shared.written(at), 32 * SUM_WARPS);
                 at = at.next();
             });
             mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
+            mbarrier::init(shared.terms(), 32);
+            mbarrier::init(shared.terms_read(), CONSUMER_THREADS);
             mbarrier::init_fence();
         }
         cluster::sync();
@@ -69,7 +74,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
             pdl::wait();
             let consumer = Consumer { warpgroup: warp_index / 4, thread: thread % 128, blocks };
-            consume(p, shared, consumer);
+            consume(p, consumer);
         } else if warp_index < CONSUMER_WARPS + SUM_WARPS {
             regs::setmaxnreg_dec::<SUM_REGS>();
             sum_queries(p, shared, warp_index - CONSUMER_WARPS, thread % 128);
@@ -80,6 +85,11 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
                 copy_keys(p, shared, k_map, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SUM_WARPS + 1 {
                 hand_over_sums(p, shared, thread % 32);
+            } else if warp_index == CONSUMER_WARPS + SUM_WARPS + 2 {
+                plan_strips(p, shared, thread % 32);
+            } else {
+                pdl::wait();
+                make_terms(p, shared);
             }
         }
         cluster::sync();
@@ -91,7 +101,6 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr) {
 unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane: u32) {
     let (rank, blocks, leader) = (cluster::rank(), cluster::blocks(), (lane == 0) as u32);
     let everyone = ((1u32 << blocks) - 1) as u16;
-    let mut at = Turn::<STAGES>::START;
     let (mut strips, mut spans) = (Strips::new(p), 0u32);
     // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, and the scores that lie over the ring
     // before its first one is; what lies outside the tensor is zero-filled.
@@ -109,22 +118,23 @@ unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane:
                 let span = strip.span(first);
                 // The parity of the phase before the first is 1: the first span does not wait.
                 mbarrier::wait(shared.done(), (spans & 1) ^ 1);
-                let chunks = span.chunks();
-                let mut step = 0;
+                let (chunks, stages) = (span.chunks(), span.stages());
+                let (mut step, mut n) = (0, 0);
                 while step < STEPS {
                     let mut chunk = 0;
                     while chunk < chunks {
                         let tiles = span.tiles(chunk);
                         let key = kb_start + first + (chunk * CONSUMERS * TILE) as i32;
+                        let at = Turn::<RING_TILES>::of(n, stages);
                         shared.keys.wait_empty(at);
                         mbarrier::expect_tx_if(shared.keys.full(at), tiles * TILE_BYTES, leader);
                         unroll!(T < 4 {
                             let tile = T as u32;
                             let mine = leader & (tile < tiles) as u32 & (tile & (blocks - 1) == rank) as u32;
                             let coords = [(step * STEP) as i32, key + (tile * TILE) as i32, kv_head];
-                            cluster::load_3d_if(shared.key_tile(at, tile), k_map, shared.keys.full(at), coords, everyone, mine);
+                            cluster::load_3d_if(shared.key_tile(at.stage(), stages, tile), k_map, shared.keys.full(at), coords, everyone, mine);
                         });
-                        at = at.next();
+                        n += 1;
                         chunk += 1;
                     }
                     step += 1;
@@ -190,7 +200,7 @@ unsafe fn sum_queries(p: &SelectParams, shared: Shared, warp: u32, thread: u32) 
                 // A span has an even number of passes over the ring: every strip finds it as the first one did. The stage is free
                 // when the group has been read that many before: its barrier is the one that comes as many after.
                 let to = Turn::<SUM_TURNS>::at(group);
-                shared.sums.wait_empty(Turn::at(group + SUM_STAGES));
+                shared.sums.wait_empty(Turn::<SUM_TURNS>::at(group + SUM_STAGES));
                 let thread = math::here(thread as i32) as u32;
                 sum.store_shared(shared.group(to).offset(sum_offset(row_of(thread) as u32, thread % 8)));
                 // Which also says that the warp has read its queries.
@@ -234,84 +244,57 @@ unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
     }
 }
 
-/// The consumer warpgroups: scores, then lists.
-///
-/// # Safety
-/// All consumer threads call it, converged in warps; theirs are the first of the block.
+/// The warp that makes the value terms, those of a span while the products on it run. For a strip's mean and deviation all norms of the
+/// request are read, which may take longer: it is done while the consumers still need the terms of the strip before.
 #[inline(always)]
-unsafe fn consume(p: &SelectParams, shared: Shared, consumer: Consumer) {
-    let mut at = 0;
-    let mut strips = Strips::new(p);
-    // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone.
+unsafe fn make_terms(p: &SelectParams, shared: Shared) {
+    let (mut strips, mut pass) = (Strips::new(p), 0u32);
+    // SAFETY: terms are overwritten when the consumers have read those of the span before, which they do not before these are written, so
+    // that neither barrier is ever two phases ahead.
     unsafe {
         while strips.any() {
-            let thread = special::tid_x_again();
-            let scored = strips.current().note_rows(p, shared.notes(), thread / 32, thread % 32);
-            let mut first = if scored { 0 } else { strips.current().keys };
-            while first < strips.current().keys {
-                if first > 0 {
-                    release_scores(shared, consumer);
-                }
-                let strip = strips.current();
-                let span = strip.span(first);
-                // Again for every span: the statistics would take registers that the products need.
-                let thread = special::tid_x_again();
-                ValueTerm::new(p, &strip, shared.moments(), thread).write(span, shared.bias(), thread);
-                consumer.score(p, shared, span, &mut at, || barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>());
-                barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
-                // As above: looked up again rather than kept.
-                let strip = strips.current();
-                copy_out(p, shared, &strip, strip.span(first));
-                first += SPAN as i32;
-            }
             let strip = strips.current();
-            write_lists(p, shared, &strip);
-            if scored {
-                release_scores(shared, consumer);
-            }
             strips.advance(&strip);
-        }
-    }
-}
-
-/// Tells every block of the cluster that the warp is done with the scores, so that copies may overwrite them.
-#[inline(always)]
-unsafe fn release_scores(shared: Shared, consumer: Consumer) {
-    let lane = special::tid_x_again() % 32;
-    // SAFETY: forwarded from `consume`; the fence orders the warp's accesses before the copies.
-    unsafe {
-        fence::proxy_async_shared();
-        warp::sync();
-        cluster::release_if(shared.done(), lane, (lane < consumer.blocks) as u32);
-    }
-}
-
-/// Copies what the strip's rows see of a span to device memory, if the caller wants the scores or more spans follow.
-#[inline(always)]
-unsafe fn copy_out(p: &SelectParams, shared: Shared, strip: &Strip, span: Span) {
-    if !(wants_scores(p) | (strip.keys > SPAN as i32)) {
-        return;
-    }
-    let thread = special::tid_x_again();
-    let (mut r, lane) = (thread / 32, thread % 32);
-    // SAFETY: rows of the strip; the host has checked the extents of `scores`.
-    unsafe {
-        while r < strip.rows as u32 {
-            let (Row { count, .. }, _) = noted(p, shared.notes(), r);
-            let to = scores_at(p, strip, r) + span.first as u32 as u64 * 4;
-            let from = shared.scores(r).0;
-            let mut base = 0;
-            while base < span.count {
-                let j = base + lane as i32;
-                // Up to 31 words past the span are read, which lie in shared memory, too.
-                let score = smem::ld_u32(from.offset(j as u32 * 4));
-                global::st_u32_if(to + j as u32 as u64 * 4, score, ((j < span.count) & (span.first + j < count)) as u32);
-                base += 32;
+            if !strip.has_scores(p, special::tid_x_again() % 32) {
+                continue;
             }
-            r += CONSUMER_WARPS;
+            let value = ValueTerm::new(p, &strip, shared.norms());
+            let mut first = 0;
+            while first < strip.keys {
+                // The parity of the phase before the first is 1: the first span does not wait.
+                mbarrier::wait(shared.terms_read(), pass ^ 1);
+                value.write(strip.span(first), shared.bias());
+                // Every lane for itself, after its own stores.
+                mbarrier::arrive(shared.terms());
+                first += SPAN as i32;
+                pass ^= 1;
+            }
         }
+    }
+}
+
+/// The warp that looks strips up for the consumers, and writes their plans ([`crate::tile::plan`]), after them that there are no more.
+#[inline(always)]
+unsafe fn plan_strips(p: &SelectParams, shared: Shared, lane: u32) {
+    let mut at = Turn::<PLANS>::START;
+    let mut strips = Strips::new(p);
+    // SAFETY: barriers are initialised; a plan is waited for before it is overwritten. All lanes arrive for themselves, as where sums
+    // are written.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            shared.plans.wait_empty(at);
+            shared.plan(at.stage()).write(p, &strip, lane);
+            mbarrier::arrive(shared.plans.full(at));
+            at = at.next();
+        }
+        shared.plans.wait_empty(at);
+        shared.plan(at.stage()).write_end(lane);
+        mbarrier::arrive(shared.plans.full(at));
     }
 }
 
 const _: () = assert!(SUM_TURNS == 4 && SUM_TURNS - SUM_STAGES == SUM_STAGES, "barriers of the written sums, and of those before");
+const _: () = assert!(32 * (CONSUMER_WARPS + SUM_WARPS + 4) == THREADS, "every warp of the last warpgroup has a part");
 const _: () = assert!(HEAD_DIM == 128 && SUMMERS == 2 && ROWS == 2 * SUM_ROWS, "a row of 8 chunks, half of the rows a warpgroup");

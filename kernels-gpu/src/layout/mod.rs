@@ -5,6 +5,7 @@ pub mod digits;
 pub mod pages;
 pub mod planes;
 pub mod probe_sel;
+pub mod runs;
 pub mod select;
 pub mod transpose;
 

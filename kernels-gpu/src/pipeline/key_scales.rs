@@ -54,6 +54,13 @@ pub trait RowScales: Copy {
     /// [`KeyScales::produce`].
     unsafe fn apply<const HALF: u32>(self, scores: &mut Scores, stages: SmemAddr, at: Cursor<STAGES>);
 
+    /// Consumer: waits for the row of a stage that brings no K, before the stage is given back. Else nothing would keep the warp that
+    /// fetches the scales from being a pass late there, and it would wait for a phase that is over.
+    ///
+    /// # Safety
+    /// As [`RowScales::apply`].
+    unsafe fn pass(stages: SmemAddr, at: Cursor<STAGES>);
+
     /// Whether thread `thread` of a consumer warpgroup is one that gives stages back.
     fn signals(thread: u32) -> u32;
 }
@@ -80,6 +87,8 @@ impl KeyScales for NoScales {
 impl RowScales for NoScales {
     #[inline(always)]
     unsafe fn apply<const HALF: u32>(self, _: &mut Scores, _: SmemAddr, _: Cursor<STAGES>) {}
+    #[inline(always)]
+    unsafe fn pass(_: SmemAddr, _: Cursor<STAGES>) {}
     #[inline(always)]
     fn signals(thread: u32) -> u32 {
         (thread == 0) as u32
@@ -140,7 +149,7 @@ impl KeyScales for &TokenScales {
                         values = load(self, next);
                         i += 1;
                     }
-                    // The stage of the last V, which brings no K and whose row nobody waits for: the barrier goes on with the ring.
+                    // The stage of the last V, which brings no K and whose row nobody reads: the barrier goes on with the ring.
                     let at = Cursor::at(stage + work.count as u32);
                     ring.wait_empty(at);
                     mbarrier::arrive(barriers(stages).full(at));
@@ -167,6 +176,12 @@ impl RowScales for TokenRows {
             }
             scale_columns(scores, self.0, row(stages, at).offset(HALF * 256), special::tid_x_again() % 32);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn pass(stages: SmemAddr, at: Cursor<STAGES>) {
+        // SAFETY: forwarded from the caller.
+        unsafe { barriers(stages).wait_full(at) }
     }
 
     /// All: each has read scales of its own. (A lane could speak for its warp, but `compute-sanitizer --tool racecheck` follows an

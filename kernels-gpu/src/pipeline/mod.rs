@@ -1,5 +1,6 @@
 //! Stage rings between the producer and the consumers, and the work they share.
 
+pub mod kept;
 pub mod key_scales;
 pub mod lists;
 pub mod probe;

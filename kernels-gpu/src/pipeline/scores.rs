@@ -7,10 +7,12 @@
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
 use crate::config::select::{
-    PITCH, QUERY_BYTES, QUERY_STAGES, ROWS, STAGES, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES, smem as map,
+    CONSUMERS, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
+    smem as map,
 };
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
-use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
+use crate::ptx::{SmemAddr, cluster, cvt, math, mbarrier, smem, special, warp, wgmma};
+use crate::tile::plan::Plan;
 use crate::tile::strip::Span;
 use crate::tile::topk::SharedScores;
 use crate::unroll;
@@ -20,23 +22,40 @@ use crate::unroll;
 pub struct Shared {
     base: SmemAddr,
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
-    pub keys: Stages<STAGES>,
+    pub keys: Stages<RING_TILES>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_TURNS>,
+    /// Plans of strips.
+    pub plans: Stages<PLANS>,
 }
 
 impl Shared {
     /// The block's.
     #[inline(always)]
     pub fn of_block() -> Self {
-        let base = smem::base();
-        Self { base, keys: Stages(base.offset(map::RING_BARRIERS)), sums: Stages(base.offset(map::SUM_BARRIERS)) }
+        Self::from(smem::base())
     }
 
-    /// Tile `tile` of a stage of key sums.
+    /// As [`Shared::of_block`], read anew: addresses are computed there, and need not be kept.
     #[inline(always)]
-    pub fn key_tile(self, at: Turn<STAGES>, tile: u32) -> SmemAddr {
-        self.base.offset(map::RING + at.stage() * map::STAGE_BYTES + tile * TILE_BYTES)
+    pub fn again() -> Self {
+        Self::from(smem::base_again())
+    }
+
+    #[inline(always)]
+    fn from(base: SmemAddr) -> Self {
+        Self {
+            base,
+            keys: Stages(base.offset(map::RING_BARRIERS)),
+            sums: Stages(base.offset(map::SUM_BARRIERS)),
+            plans: Stages(base.offset(map::PLAN_BARRIERS)),
+        }
+    }
+
+    /// Tile `tile` of stage `stage` of key sums, of `stages`.
+    #[inline(always)]
+    pub fn key_tile(self, stage: u32, stages: u32, tile: u32) -> SmemAddr {
+        self.base.offset(map::RING + (stage * (RING_TILES >> stages.trailing_zeros()) + tile) * TILE_BYTES)
     }
 
     /// A group of query sums.
@@ -63,16 +82,22 @@ impl Shared {
         self.base.offset(map::BIAS)
     }
 
-    /// Scratch of the value statistics.
+    /// Value norms on their way to the value statistics.
     #[inline(always)]
-    pub fn moments(self) -> SmemAddr {
-        self.base.offset(map::MOMENTS)
+    pub fn norms(self) -> SmemAddr {
+        self.base.offset(map::NORMS)
     }
 
-    /// What the rows of the strip are ([`crate::tile::strip::Strip::note_rows`]).
+    /// The plan of the block's `n`-th strip.
     #[inline(always)]
-    pub fn notes(self) -> SmemAddr {
-        self.base.offset(map::NOTES)
+    pub fn plan(self, n: u32) -> Plan {
+        Plan(self.base.offset(map::PLANS_AT + Turn::<PLANS>::at(n).stage() * map::PLAN_BYTES))
+    }
+
+    /// What warp `warp` keeps ([`super::kept`]).
+    #[inline(always)]
+    pub fn kept(self, warp: u32) -> SmemAddr {
+        self.base.offset(map::KEPT + warp * map::KEPT_BYTES)
     }
 
     /// Scores of row `r` of the strip. They lie over the ring.
@@ -85,6 +110,18 @@ impl Shared {
     #[inline(always)]
     pub fn done(self) -> SmemAddr {
         self.base.offset(map::DONE)
+    }
+
+    /// Barrier that completes, once a span, when its value terms are written.
+    #[inline(always)]
+    pub fn terms(self) -> SmemAddr {
+        self.base.offset(map::TERMS)
+    }
+
+    /// Barrier that completes, once a span, when the consumers have read them.
+    #[inline(always)]
+    pub fn terms_read(self) -> SmemAddr {
+        self.base.offset(map::TERMS_READ)
     }
 }
 
@@ -108,7 +145,7 @@ impl Consumer {
     /// # Safety
     /// A whole warpgroup, converged, whose products on the stage are complete.
     #[inline(always)]
-    unsafe fn release_keys(self, shared: Shared, at: Turn<STAGES>, on: u32) {
+    unsafe fn release_keys(self, shared: Shared, at: Turn<RING_TILES>, on: u32) {
         // SAFETY: forwarded; one thread a block of the cluster, which does not end before all of them do.
         unsafe { cluster::arrive_if(shared.keys.empty(at), self.thread, on & (self.thread < self.blocks) as u32) }
     }
@@ -127,12 +164,12 @@ impl Consumer {
     /// the last there may be no tile left for it. (A branch around a product in the loop would make ptxas serialise them all.)
     ///
     /// # Safety
-    /// A whole warpgroup, converged; the rings are filled for this span, that of the key sums
-    /// from position `at` on.
+    /// A whole warpgroup, converged; the rings are filled for this span, that of the key sums in `stages` stages.
     #[inline(always)]
-    unsafe fn multiply<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, at: u32) -> Products {
+    unsafe fn multiply<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, stages: u32) -> Products {
         let mut acc = [[0.0; 16]; 4];
-        let mut keys = Turn::at(at);
+        // As if it were not known: the loop would be unrolled, and addresses of all its stages kept.
+        let mut keys = Turn::<RING_TILES>::of(math::here(0) as u32, stages);
         let mut keys_before = keys;
         let mut step = 0;
         // SAFETY: stages are waited for before they are read, and given back when the products on them are complete.
@@ -140,15 +177,18 @@ impl Consumer {
             while step < STEPS {
                 // Of the step's number, which is kept anyway: registers are short.
                 let group = step / 2;
-                let sums = Turn::at(group);
+                let sums = Turn::<SUM_TURNS>::at(group);
                 shared.sums.wait_full(sums);
                 unroll!(H < 2 {
                     let q = descriptor_k128(shared.group(sums).offset(H as u32 * SUM_BYTES).0);
                     unroll!(C < 4 {
                         if C < CHUNKS {
-                            shared.keys.wait_full(keys);
+                            // All four warps wait where there is a product to keep them in step: the stage is given back when all of
+                            // them have issued it. Where there is none, only the warp that gives it back does: another, held up, would
+                            // find the stage filled anew and wait for a phase that is over.
+                            shared.keys.wait_full_if(keys, (C < TILES) | (self.thread < 32));
                             if C < TILES {
-                                let k = descriptor_k128(shared.key_tile(keys, self.warpgroup).0);
+                                let k = descriptor_k128(shared.key_tile(keys.stage(), stages, self.warpgroup).0);
                                 wgmma::fence();
                                 unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], k + 2 * I as u64, q + 2 * I as u64, 1); });
                                 wgmma::commit();
@@ -163,7 +203,7 @@ impl Consumer {
                                 self.release_sums(shared, Turn::at(group.wrapping_sub(1)), 1 - first);
                             }
                             keys_before = keys;
-                            keys = keys.next();
+                            keys = keys.next_of(stages);
                         }
                     });
                 });
@@ -177,6 +217,28 @@ impl Consumer {
         acc
     }
 
+    /// What a warpgroup without a tile does in the place of [`Consumer::multiply`]: its first warp gives everything back when it is
+    /// there. The others, which no products keep in step with it, leave the ring alone.
+    ///
+    /// # Safety
+    /// As [`Consumer::multiply`]; the span has one chunk.
+    #[inline(always)]
+    unsafe fn look_on(self, shared: Shared, stages: u32) {
+        let mut step = 0;
+        // SAFETY: forwarded.
+        unsafe {
+            let first = warp::shfl_idx_u32(self.thread / 32, 0) == 0;
+            while first & (step < STEPS) {
+                let (keys, sums) = (Turn::<RING_TILES>::of(step, stages), Turn::<SUM_TURNS>::at(step / 2));
+                shared.sums.wait_full(sums);
+                shared.keys.wait_full(keys);
+                self.release_keys(shared, keys, 1);
+                self.release_sums(shared, sums, step % 2);
+                step += 1;
+            }
+        }
+    }
+
     /// Scales the products, adds the value terms, rounds, and stores the scores of the span's key blocks for all rows of a strip
     /// (those of rows and blocks that are not there mean nothing).
     ///
@@ -186,22 +248,26 @@ impl Consumer {
     unsafe fn store<const TILES: usize>(self, p: &SelectParams, shared: Shared, acc: &Products) {
         // Read again: what hangs on it would otherwise be computed before the products and lack registers there.
         let thread = (special::tid_x_again() % 128) as usize;
+        // A product has key blocks as rows and query blocks as columns: the thread has two of the ones a tile, and two of every eight of
+        // the others.
+        let first = (self.warpgroup * TILE + accumulator_row(thread, 0) as u32) * 4;
+        let mut bias = [[0.0; 2]; 4];
+        unroll!(C < 4 {
+            if C < TILES {
+                // SAFETY: two of the span's 1,024 places.
+                unroll!(H < 2 { bias[C][H] = unsafe { smem::ld_f32(shared.bias().offset(first + C as u32 * CHUNK_SCORES + H as u32 * 32)) }; });
+            }
+        });
+        let to = shared.scores(accumulator_col(thread, 0) as u32).0.offset(first);
         unroll!(C < 4 {
             if C < TILES {
                 unroll!(H < 2 {
-                    // A product has key blocks as rows and query blocks as columns.
-                    let row = accumulator_row(thread, 2 * H) as u32;
-                    let key = (C as u32 * 4 + self.warpgroup) * TILE + row;
-                    // SAFETY: one of the span's 1,024 places, and one of the strip's 32 rows.
-                    let bias = unsafe { smem::ld_f32(shared.bias().offset(key * 4)) };
+                    let key = C as u32 * CHUNK_SCORES + H as u32 * 32;
                     unroll!(G < 4 {
-                        unroll!(E < 2 {
-                            const I: usize = 4 * G + 2 * H + E;
-                            let r = accumulator_col(thread, I) as u32;
-                            let score = rounded(p.qk_scale * acc[C][I] + bias, p.round_bf16 != 0);
-                            // SAFETY: as above.
-                            unsafe { smem::st_f32(shared.scores(r).0.offset(key * 4), score) };
-                        });
+                        let scores = [acc[C][4 * G + 2 * H], acc[C][4 * G + 2 * H + 1]].map(|sum| p.qk_scale * sum + bias[C][H]);
+                        let scores = rounded(scores, p.round_bf16 != 0);
+                        // SAFETY: of the same places, in two of the strip's 32 rows.
+                        unroll!(E < 2 { unsafe { smem::st_f32(to.offset((8 * G + E) as u32 * (PITCH * 4) + key), scores[E]) }; });
                     });
                 });
             }
@@ -211,16 +277,15 @@ impl Consumer {
     /// Scores a span: products, then, when all consumers have theirs and the value terms are there, the scores.
     ///
     /// # Safety
-    /// All consumer threads call it, converged, with the same span; `at` counts the stages of key sums they have gone through;
-    /// `between` is a barrier of all of them.
+    /// All consumer threads call it, converged, with the same span; `between` is a barrier of all of them, after which the value terms are
+    /// written.
     #[inline(always)]
-    pub unsafe fn score(self, p: &SelectParams, shared: Shared, span: Span, at: &mut u32, between: impl Fn()) {
+    pub unsafe fn score(self, p: &SelectParams, shared: Shared, span: Span, between: impl Fn()) {
         macro_rules! run {
-            ($chunks:literal, $tiles:literal) => {{
+            ($chunks:literal, $tiles:literal, $stages:expr) => {{
                 // SAFETY: forwarded; after the barrier every warpgroup's products are complete and the ring is empty.
                 unsafe {
-                    let acc = self.multiply::<$chunks, $tiles>(shared, *at);
-                    *at += STEPS * $chunks;
+                    let acc = self.multiply::<$chunks, $tiles>(shared, $stages);
                     between();
                     self.store::<$tiles>(p, shared, &acc);
                 }
@@ -230,23 +295,35 @@ impl Consumer {
         // SAFETY: whole warps, converged.
         let span = unsafe { Span { first: span.first, count: warp::shfl_idx_u32(span.count as u32, 0) as i32 } };
         let chunks = span.chunks();
+        // Known where the products are many, in registers where they are few.
+        let few = span.stages();
         match (chunks, self.warpgroup < span.tiles(chunks - 1)) {
-            (1, false) => run!(1, 0),
-            (1, true) => run!(1, 1),
-            (2, false) => run!(2, 1),
-            (2, true) => run!(2, 2),
-            (3, false) => run!(3, 2),
-            (3, true) => run!(3, 3),
-            (_, false) => run!(4, 3),
-            (_, true) => run!(4, 4),
+            (1, false) => {
+                // SAFETY: forwarded.
+                unsafe {
+                    self.look_on(shared, few);
+                    between();
+                }
+            }
+            (1, true) => run!(1, 1, few),
+            (2, false) => run!(2, 1, 4),
+            (2, true) => run!(2, 2, 4),
+            (3, false) => run!(3, 2, 4),
+            (3, true) => run!(3, 3, 4),
+            (_, false) => run!(4, 3, 4),
+            (_, true) => run!(4, 4, 4),
         }
     }
 }
 
-/// The score, or its nearest bf16.
+/// Scores, or their nearest bf16.
 #[inline(always)]
-fn rounded(score: f32, to_bf16: bool) -> f32 {
-    if to_bf16 { cvt::bf16x2_to_f32(cvt::bf16x2(score, 0.0)).0 } else { score }
+fn rounded([a, b]: [f32; 2], to_bf16: bool) -> [f32; 2] {
+    if to_bf16 { cvt::bf16x2_to_f32(cvt::bf16x2(a, b)).into() } else { [a, b] }
 }
 
+/// Bytes from the scores of one chunk of a span to those of the next.
+const CHUNK_SCORES: u32 = CONSUMERS * TILE * 4;
+
+const _: () = assert!(RING_TILES == 16 && CONSUMERS == 4, "stages of a ring of one, two and four tiles");
 const _: () = assert!(ROWS == 32, "the N of the products, and the columns of their accumulators");

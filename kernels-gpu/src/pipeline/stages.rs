@@ -19,6 +19,12 @@ impl<const N: u32> Turn<N> {
         Self { stage: n % N, parity: n / N % 2 }
     }
 
+    /// Position number `n` of a ring of which only `stages` are in use, a power of two up to `N`.
+    #[inline(always)]
+    pub fn of(n: u32, stages: u32) -> Self {
+        Self { stage: n & (stages - 1), parity: (n >> stages.trailing_zeros()) % 2 }
+    }
+
     /// The stage.
     #[inline(always)]
     pub fn stage(self) -> u32 {
@@ -35,12 +41,20 @@ impl<const N: u32> Turn<N> {
     #[inline(always)]
     #[must_use]
     pub fn next(self) -> Self {
-        let wraps = self.stage + 1 == N;
+        self.next_of(N)
+    }
+
+    /// The same, where only `stages` are in use.
+    #[inline(always)]
+    #[must_use]
+    pub fn next_of(self, stages: u32) -> Self {
+        let wraps = self.stage + 1 == stages;
         Self { stage: if wraps { 0 } else { self.stage + 1 }, parity: self.parity ^ wraps as u32 }
     }
 }
 
-/// The barriers of a ring: `N` that complete when a stage is full, then `N` that complete when it is empty again.
+/// The barriers of a ring: `N` that complete when a stage is full, then `N` that complete when it is empty again. A ring may be used
+/// with fewer stages.
 #[derive(Clone, Copy)]
 pub struct Stages<const N: u32>(pub SmemAddr);
 
@@ -84,6 +98,17 @@ impl<const N: u32> Stages<N> {
     pub unsafe fn wait_full(self, at: Turn<N>) {
         // SAFETY: forwarded.
         unsafe { mbarrier::wait(self.full(at), at.parity) }
+    }
+
+    /// As [`Stages::wait_full`] where `on`; where not, asks once, and goes on. (A branch on `on` around the wait could be moved over
+    /// what follows.)
+    ///
+    /// # Safety
+    /// As [`Stages::wait_full`].
+    #[inline(always)]
+    pub unsafe fn wait_full_if(self, at: Turn<N>, on: bool) {
+        // SAFETY: forwarded.
+        unsafe { while !(mbarrier::try_wait(self.full(at), at.parity) | !on) {} }
     }
 
     /// Waits until the stage may be filled (at once on the first pass).

@@ -62,6 +62,20 @@ pub unsafe fn ld_nc_v4(ptr: u64) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Loads 128 bits. PTX: `ld.global.v4.u32 {d0, d1, d2, d3}, [a]`. Called by any thread.
+///
+/// # Safety
+/// As [`ld_u32`], aligned to 16 bytes.
+#[inline(always)]
+pub unsafe fn ld_v4(ptr: u64) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!("ld.global.v4.u32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) ptr);
+    }
+    [a, b, c, d]
+}
+
 /// Where `on` is not 0, loads 128 bits through the read-only path; else zeros. PTX: `@p ld.global.nc.v4.u32 {d0, d1, d2, d3}, [a]`.
 /// Called by a thread, or by a warp with some lanes `on`.
 ///

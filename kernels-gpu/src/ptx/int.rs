@@ -15,6 +15,12 @@ pub fn mad(a: u32, b: u32, c: u32) -> u32 {
     pure32!(u32, "mad.lo.u32 {}, {}, {}, {};", a, b, c)
 }
 
+/// Number of the highest bit of `x` that is set; `u32::MAX` if none is. PTX: `bfind.u32 d, x`. Called by any thread.
+#[inline(always)]
+pub fn highest_bit(x: u32) -> u32 {
+    pure32!(u32, "bfind.u32 {}, {};", x)
+}
+
 /// `a ^ b ^ c`. PTX: `lop3.b32 d, a, b, c, 0x96`. Called by any thread.
 #[inline(always)]
 pub fn xor3(a: u32, b: u32, c: u32) -> u32 {

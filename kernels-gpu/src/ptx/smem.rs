@@ -17,6 +17,15 @@ pub fn base() -> SmemAddr {
     SmemAddr(address)
 }
 
+/// As [`base`], read anew: neither it nor what hangs on it need be kept. Called by any thread.
+#[inline(always)]
+pub fn base_again() -> SmemAddr {
+    let address: u32;
+    // SAFETY: as `base`; not `pure`, so that the compiler does not keep the first answer instead.
+    unsafe { asm!("mov.u32 {}, dyn_smem;", out(reg32) address, options(nomem, nostack)) };
+    SmemAddr(address)
+}
+
 /// Loads 32 bits. PTX: `ld.shared.u32 d, [a]`. Called by any thread.
 ///
 /// # Safety

@@ -24,6 +24,12 @@ pub trait Scores: Copy {
     /// # Safety
     /// If `on`, the row has a score `n`, complete and visible to the caller.
     unsafe fn bits(self, n: u32, on: bool) -> u32;
+
+    /// Puts `word` in the place of score `n`, where `on` is not 0.
+    ///
+    /// # Safety
+    /// Where `on`, the row has room for a score `n`, and nobody else uses it.
+    unsafe fn put(self, n: u32, word: u32, on: u32);
 }
 
 /// Scores one after another in shared memory, which has room for a multiple of [`IN_REGISTERS`]; more than that many only if
@@ -49,6 +55,12 @@ impl<const LONG: bool> Scores for SharedScores<LONG> {
         // SAFETY: forwarded; where there is no score, there is shared memory still.
         unsafe { smem::ld_u32(self.0.offset(n * 4)) }
     }
+
+    #[inline(always)]
+    unsafe fn put(self, n: u32, word: u32, on: u32) {
+        // SAFETY: forwarded.
+        unsafe { smem::st_u32_if(self.0.offset(n.wrapping_mul(4)), word, on) }
+    }
 }
 
 // Only rows too long for shared memory lie here, and a few shorter ones of their strips.
@@ -65,6 +77,12 @@ impl Scores for DeviceScores {
     unsafe fn bits(self, n: u32, on: bool) -> u32 {
         // SAFETY: forwarded.
         unsafe { global::ld_u32_if(self.0.wrapping_add(n as u64 * 4), on as u32) }
+    }
+
+    #[inline(always)]
+    unsafe fn put(self, n: u32, word: u32, on: u32) {
+        // SAFETY: forwarded.
+        unsafe { global::st_u32_if(self.0.wrapping_add(n as u64 * 4), word, on) }
     }
 }
 

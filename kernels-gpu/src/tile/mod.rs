@@ -6,6 +6,7 @@ pub mod key_planes;
 pub mod key_scales;
 pub mod mma;
 pub mod pages;
+pub mod plan;
 pub mod probe_pool;
 pub mod probe_sel;
 pub mod probe_strip;
@@ -15,6 +16,7 @@ pub mod softmax;
 pub mod strip;
 pub mod sums;
 pub mod topk;
+pub mod topk_list;
 pub mod topk_long;
 pub mod topk_rows;
 #[macro_use]

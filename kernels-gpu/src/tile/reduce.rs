@@ -3,14 +3,15 @@
 //! Sums are f64, of distances from the request's first norm, added in a fixed order, so that the same norms always give the same bits.
 //! The first norm is one of those that the deviation is of: its distance d from the mean makes the variance at least d^2 / n, so the
 //! cancellation in `squares - sum^2 / n` costs no more than a factor of n, some 17 bits of 53.
+//!
+//! One warp does it, beside the products.
 
 use super::strip::{Span, Strip};
 use crate::abi::SelectParams;
 use crate::config::RUNS;
-use crate::config::select::smem::MOMENT_BYTES;
-use crate::config::select::{CONSUMER_BARRIER, CONSUMER_THREADS, CONSUMER_WARPS};
-use crate::layout::pages::{clamped, counted_runs};
-use crate::ptx::{SmemAddr, barrier, math, smem, warp};
+use crate::config::select::{NORM_BYTES, NORM_STAGES};
+use crate::layout::pages::counted_runs;
+use crate::ptx::{SmemAddr, cp_async, global, math, smem, special, warp};
 use crate::unroll;
 
 /// Added to the deviation before the division (stem.md, section 1).
@@ -24,26 +25,46 @@ struct Moments {
 }
 
 impl Moments {
-    /// Of every `step`-th of `count` norms at `norms`, from the `first` on.
+    /// Of the norms that a lane takes: fours and fours again, of `count` norms at `norms`. They go through `stages`, so that copies are
+    /// under way for which there are no registers.
     ///
     /// # Safety
-    /// The norms lie in readable memory, and there is one.
+    /// There is a norm; the norms are those of whole blocks of a request, aligned for vectors, in readable memory that nobody writes;
+    /// all lanes of a warp call it with the same norms; nobody else uses the stages.
     #[inline(always)]
-    unsafe fn of(norms: *const f32, count: i32, pivot: f64, first: i32, step: i32) -> Self {
-        // SAFETY: the index is held inside the norms.
-        let norm = |u: i32| unsafe { *norms.offset(clamped(u, count) as isize) };
+    unsafe fn of(norms: u64, count: i32, pivot: f64, stages: SmemAddr) -> Self {
+        let lane = special::tid_x_again() % 32;
+        let own = stages.offset(lane * 16);
         let mut all = Self { sum: 0.0, squares: 0.0 };
-        let mut u = first;
-        while u < count {
-            // All eight are under way before the first is used.
-            let mut batch = [0.0; 8];
-            unroll!(I < 8 { batch[I] = norm(u + I as i32 * step); });
-            unroll!(I < 8 {
-                let x = if u + I as i32 * step < count { batch[I] as f64 - pivot } else { 0.0 };
-                all.sum += x;
-                all.squares += x * x;
+        // The same number of times in all lanes: they exchange what they have right after.
+        let mut u = 4 * lane as i32;
+        let mut left = count;
+        while left > 0 {
+            unroll!(S < 8 {
+                let at = u + S as i32 * FOURS;
+                let at = if at < count { at as u32 } else { 0 };
+                // SAFETY: four norms of a block, which has room for all its runs.
+                unsafe { cp_async::copy_16(own.offset(S as u32 * NORM_BYTES), norms + at as u64 * 4, 16) };
             });
-            u += 8 * step;
+            // SAFETY: the thread's own copies, complete then; it has read them when it starts the next.
+            unsafe {
+                cp_async::commit();
+                cp_async::wait::<0>();
+            }
+            let mut stage = 0;
+            while stage < NORM_STAGES && left > 0 {
+                stage = special::no_unroll(stage);
+                // SAFETY: as above.
+                let batch = unsafe { smem::ld_v4(own.offset(stage * NORM_BYTES)) };
+                unroll!(I < 4 {
+                    let x = if u + (I as i32) < count { f32::from_bits(batch[I]) as f64 - pivot } else { 0.0 };
+                    all.sum += x;
+                    all.squares += x * x;
+                });
+                u += FOURS;
+                left -= FOURS;
+                stage += 1;
+            }
         }
         all
     }
@@ -65,25 +86,6 @@ impl Moments {
         });
         all
     }
-
-    #[inline(always)]
-    unsafe fn store_if(self, at: SmemAddr, on: u32) {
-        let (sum, squares) = (halves(self.sum), halves(self.squares));
-        // SAFETY: forwarded from the callers.
-        unsafe {
-            smem::st_u32_if(at, sum.0, on);
-            smem::st_u32_if(at.offset(4), sum.1, on);
-            smem::st_u32_if(at.offset(8), squares.0, on);
-            smem::st_u32_if(at.offset(12), squares.1, on);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: SmemAddr) -> Self {
-        // SAFETY: forwarded from the callers.
-        let [a, b, c, d] = unsafe { smem::ld_v4(at) };
-        Self { sum: joined(a, b), squares: joined(c, d) }
-    }
 }
 
 #[inline(always)]
@@ -96,15 +98,22 @@ fn joined(low: u32, high: u32) -> f64 {
     f64::from_bits(low as u64 | (high as u64) << 32)
 }
 
-/// Norms of four runs, read at once.
-#[derive(Clone, Copy)]
-#[repr(C, align(16))]
-struct Four([f32; 4]);
+/// 1 / n to an f64's last digit or two; anything for 0. Two steps of Newton's double the digits that f32 gives twice. A division takes
+/// more registers than the threads have that need it.
+#[inline(always)]
+fn inverse(n: i32) -> f64 {
+    let near = math::rcp(n as f32) as f64;
+    let nearer = near * (2.0 - n as f64 * near);
+    nearer * (2.0 - n as f64 * nearer)
+}
+
+/// Norms of a stage: four a lane.
+const FOURS: i32 = 4 * 32;
 
 /// The value term of one request and KV head.
 #[derive(Clone, Copy)]
 pub struct ValueTerm {
-    norms: *const f32,
+    norms: u64,
     /// Runs that enter mean and deviation; at least 1.
     counted: i32,
     mean: f64,
@@ -113,32 +122,24 @@ pub struct ValueTerm {
 }
 
 impl ValueTerm {
-    /// Mean and deviation over the strip's request. `scratch` holds an entry of [`MOMENT_BYTES`] for every consumer warp.
+    /// Mean and deviation over the strip's request. The norms go through `stages`.
     ///
     /// # Safety
-    /// All consumer threads call it, converged, with their index among them; a barrier of theirs follows before the next call;
-    /// the host has checked the norms, which are complete.
+    /// A whole warp calls it, converged; [`NORM_STAGES`] times [`NORM_BYTES`] of shared memory are its own; the host has checked the norms,
+    /// which are complete.
     #[inline(always)]
-    pub unsafe fn new(p: &SelectParams, strip: &Strip, scratch: SmemAddr, thread: u32) -> Self {
-        // SAFETY: a strip has a row; the runs of a request lie inside the array; a request with queries has keys. Each warp stores
-        // one entry, and the barrier orders the loads after the stores.
+    pub unsafe fn new(p: &SelectParams, strip: &Strip, stages: SmemAddr) -> Self {
+        // SAFETY: a strip has a row; the runs of a request lie inside the array; a request with queries has keys.
         unsafe {
             let (_, request) = strip.block(p, 0);
             let counted = counted_runs(&request, p.count_empty_runs != 0);
             let first = (strip.kv_head(p) as i64 * p.total_kb as i64 + request.kb_start as i64) * RUNS as i64;
-            let norms = (p.run_norms as *const f32).offset(first as isize);
-            let pivot = *norms as f64;
-            let own = Moments::of(norms, counted, pivot, thread as i32, CONSUMER_THREADS as i32).of_lanes();
-            own.store_if(scratch.offset(thread / 32 * MOMENT_BYTES), thread.is_multiple_of(32) as u32);
-            barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
-            let lane = thread % 32;
-            let all = Moments::load(scratch.offset(lane % CONSUMER_WARPS * MOMENT_BYTES));
-            // The upper lanes hold copies, which count for nothing.
-            let zero = Moments { sum: 0.0, squares: 0.0 };
-            let all = if lane < CONSUMER_WARPS { all } else { zero }.of_lanes();
-            let distance = all.sum / counted as f64;
+            let norms = p.run_norms.wrapping_add((first * 4) as u64);
+            let pivot = f32::from_bits(global::ld_u32(norms)) as f64;
+            let all = Moments::of(norms, counted, pivot, stages).of_lanes();
+            let distance = all.sum * inverse(counted);
             let squares = all.squares - all.sum * distance;
-            let variance = if (counted > 1) & (squares > 0.0) { squares / (counted - 1) as f64 } else { 0.0 };
+            let variance = if (counted > 1) & (squares > 0.0) { squares * inverse(counted - 1) } else { 0.0 };
             let divisor = math::sqrt_rn(variance as f32) + DEVIATION_EPS;
             Self { norms, counted, mean: pivot + distance, divisor, lambda: p.lambda }
         }
@@ -147,16 +148,21 @@ impl ValueTerm {
     /// Writes the terms of a span's key blocks, f32 one after another.
     ///
     /// # Safety
-    /// All consumer threads call it; `bias` is shared memory for as many terms, which nobody reads until a barrier.
+    /// As [`ValueTerm::new`]; `bias` is shared memory for as many terms, which nobody reads until a barrier.
     #[inline(always)]
-    pub unsafe fn write(&self, span: Span, bias: SmemAddr, thread: u32) {
-        let mut j = thread as i32;
-        while j < span.count {
-            let at = (span.first + j) * RUNS as i32;
+    pub unsafe fn write(&self, span: Span, bias: SmemAddr) {
+        // The same number of times in all lanes: a barrier follows.
+        let mut base = 0;
+        while base < span.count {
+            let j = base + (special::tid_x_again() % 32) as i32;
+            let on = j < span.count;
+            let at = (span.first + if on { j } else { 0 }) * RUNS as i32;
+            let from = self.norms + at as u32 as u64 * 4;
+            // SAFETY: the block is one of the request's, with room for all its runs, which are aligned for vectors.
+            let norms = unsafe { [global::ld_v4(from), global::ld_v4(from + 16)] };
             let mut sum = 0.0;
             unroll!(H < 2 {
-                // SAFETY: the block is one of the request's, with room for all its runs, which are aligned for vectors.
-                let Four(norms) = unsafe { *self.norms.offset((at + 4 * H as i32) as isize).cast::<Four>() };
+                let norms = norms[H].map(f32::from_bits);
                 unroll!(I < 4 {
                     // The difference is taken in f64: norms that hardly differ would lose it in f32.
                     let above = (norms[I] as f64 - self.mean) as f32;
@@ -168,10 +174,10 @@ impl ValueTerm {
             let z = if z > 0.0 { z } else { 0.0 };
             let term = self.lambda * (z / RUNS as f32);
             // SAFETY: one word of the span.
-            unsafe { smem::st_f32(bias.offset(j as u32 * 4), term) };
-            j += CONSUMER_THREADS as i32;
+            unsafe { smem::st_u32_if(bias.offset(j as u32 * 4), term.to_bits(), on as u32) };
+            base += 32;
         }
     }
 }
 
-const _: () = assert!(CONSUMER_WARPS <= 32 && MOMENT_BYTES == 16);
+const _: () = assert!(RUNS.is_multiple_of(4) && NORM_STAGES == 8);

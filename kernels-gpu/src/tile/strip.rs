@@ -7,11 +7,9 @@
 //! than the items goes over them to and fro, so that the block with the longest item of a round has the shortest of the next.
 
 use crate::abi::{QueryBlock, Request, SelectParams};
-use crate::config::select::smem::NOTE_BYTES;
-use crate::config::select::{CHUNK, CONSUMER_WARPS, SPAN, TILE};
+use crate::config::select::{CHUNK, CONSUMERS, RING_TILES, SPAN, TILE};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
-use crate::ptx::{SmemAddr, smem, special, warp};
-use crate::unroll;
+use crate::ptx::{special, warp};
 
 /// Some query blocks of one request and head. What else there is to know of them is looked up where it is needed: registers
 /// are short around the products.
@@ -26,9 +24,9 @@ pub struct Strip {
     /// Key blocks that the last row may see; no row sees more.
     pub keys: i32,
     /// Key blocks of the request.
-    kb_len: i32,
+    pub(super) kb_len: i32,
     /// Whether it is the last of its window.
-    ends_window: bool,
+    pub(super) ends_window: bool,
 }
 
 /// The strips of one block of the grid.
@@ -152,7 +150,7 @@ impl Strip {
     /// # Safety
     /// The strip is one of `p`'s.
     #[inline(always)]
-    unsafe fn lane_row(&self, p: &SelectParams, lane: u32) -> (Row, Rule) {
+    pub(super) unsafe fn lane_row(&self, p: &SelectParams, lane: u32) -> (Row, Rule) {
         // Of whatever request: the load need not wait for how many rows there are, nor another one for the request.
         let at = smaller(self.first + lane as i32, p.total_qb - 1);
         // SAFETY: one of the batch's query blocks.
@@ -163,29 +161,8 @@ impl Strip {
 
     /// Whether somebody asks for the scores of row `lane`.
     #[inline(always)]
-    fn asks(&self, p: &SelectParams, row: Row, rule: Rule, lane: u32) -> u32 {
+    pub(super) fn asks(&self, p: &SelectParams, row: Row, rule: Rule, lane: u32) -> u32 {
         ((rule.chooses(row) | wants_scores(p)) & ((lane as i32) < self.rows)) as u32
-    }
-
-    /// As [`Strip::has_scores`], and leaves the warp's own rows, `warp` and every [`CONSUMER_WARPS`]-th after it, at `notes` for
-    /// [`noted`]: all of them are looked up at once, before the products, rather than one after another behind them.
-    ///
-    /// # Safety
-    /// As [`Strip::has_scores`]; nobody but this warp uses the entries of its rows.
-    #[inline(always)]
-    pub unsafe fn note_rows(&self, p: &SelectParams, notes: SmemAddr, warp: u32, lane: u32) -> bool {
-        // SAFETY: forwarded; there is an entry for every lane. The warp meets before its lanes read what others have stored.
-        unsafe {
-            let (row, rule) = self.lane_row(p, lane);
-            let mine = (lane % CONSUMER_WARPS == warp) as u32;
-            // Nobody reads the notes of the strip before any more.
-            warp::sync();
-            let entry = [row.count, row.first_free, row.end_free, rule.budget];
-            unroll!(W < 4 { smem::st_u32_if(notes.offset(lane * NOTE_BYTES + 4 * W as u32), entry[W] as u32, mine); });
-            let scored = warp::any(self.asks(p, row, rule, lane));
-            warp::sync();
-            scored
-        }
     }
 
     /// Groups whose queries are summed at a time: of all rows there is room for one, of 16 for two, of 8 for four.
@@ -205,20 +182,9 @@ impl Strip {
     }
 }
 
-/// Row `r` of the present strip as its warp noted it.
-///
-/// # Safety
-/// The calling warp has noted it ([`Strip::note_rows`]).
-#[inline(always)]
-pub unsafe fn noted(p: &SelectParams, notes: SmemAddr, r: u32) -> (Row, Rule) {
-    // SAFETY: forwarded.
-    let [count, first_free, end_free, budget] = unsafe { smem::ld_v4(notes.offset(r * NOTE_BYTES)) }.map(|x| x as i32);
-    (Row { count, first_free, end_free, guards_rank: p.guards_on_top == 0 }, rule(p, budget))
-}
-
 /// The rule of a row with this budget.
 #[inline(always)]
-fn rule(p: &SelectParams, budget: i32) -> Rule {
+pub(super) fn rule(p: &SelectParams, budget: i32) -> Rule {
     Rule { budget, keep_all_ties: p.keep_all_ties != 0, low_bit: if p.round_bf16 != 0 { BF16_LOW_BIT } else { 0 } }
 }
 
@@ -244,6 +210,16 @@ impl Span {
         (self.count as u32).div_ceil(CHUNK)
     }
 
+    /// Stages of the ring of key sums.
+    #[inline(always)]
+    pub fn stages(self) -> u32 {
+        match (self.count as u32).div_ceil(TILE) {
+            0 | 1 => RING_TILES,
+            2 => RING_TILES / 2,
+            _ => RING_TILES / CONSUMERS,
+        }
+    }
+
     /// Tiles of chunk `chunk` that hold a key block of the span.
     #[inline(always)]
     pub fn tiles(self, chunk: u32) -> u32 {
@@ -262,7 +238,7 @@ fn smaller(a: i32, b: i32) -> i32 {
 /// # Safety
 /// Called by a whole warp, converged.
 #[inline(always)]
-unsafe fn uniform(x: i32) -> i32 {
+pub(super) unsafe fn uniform(x: i32) -> i32 {
     // SAFETY: forwarded.
     unsafe { warp::shfl_idx_u32(x as u32, 0) as i32 }
 }

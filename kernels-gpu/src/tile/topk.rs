@@ -13,7 +13,7 @@ use crate::layout::select::{Row, Rule};
 use crate::ptx::{global, warp};
 pub use crate::tile::key_planes::{DeviceScores, IN_REGISTERS, Scores, SharedScores};
 use crate::tile::topk_long::select_long;
-pub use crate::tile::topk_rows::{Task, select_rows};
+pub use crate::tile::topk_rows::{Rows, Task, select_rows};
 
 /// Where a list goes: i32 entries at a device address.
 #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ pub unsafe fn select_row<S: Scores>(scores: S, row: Row, rule: Rule, list: List,
         } else if !rule.chooses(row) {
             write_all(row.count, list, lane)
         } else if !S::LONG || (S::SHORT && row.count <= IN_REGISTERS) {
-            select_rows::<S, 1>(|_| Task { scores, row, rule, list }, lane)[0]
+            select_rows::<_, 1>(&Task { scores, row, rule, list }, lane)[0]
         } else {
             select_long(scores, row, rule, list, lane)
         }
@@ -59,7 +59,10 @@ pub unsafe fn lane_0s(row: Row, rule: Rule) -> (Row, Rule) {
     (Row { count, first_free, end_free, ..row }, Rule { budget, ..rule })
 }
 
-/// The list of a row that keeps everything it sees.
+/// Writes the list of a row that keeps everything it sees, `count` blocks, and returns that number: more, maybe, than there is room for.
+///
+/// # Safety
+/// A whole warp calls it, converged; the list has room for its capacity, and nobody else uses it.
 #[inline(always)]
 unsafe fn write_all(count: i32, list: List, lane: u32) -> u32 {
     let mut base = 0;

@@ -4,10 +4,10 @@
 use crate::layout::digits::{DIGIT, Decided, candidates};
 use crate::layout::planes::{Half, Nested, Places, Signs};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
-use crate::ptx::warp;
+use crate::ptx::{global, math, warp};
 use crate::tile::key_planes::{IN_REGISTERS, Scores, planes_of};
 use crate::tile::topk::List;
-use crate::tile::topk_rows::{first_ties, sizes, write_places};
+use crate::tile::topk_rows::{first_ties, sizes};
 use crate::unroll;
 
 /// A row of any length.
@@ -95,4 +95,41 @@ unsafe fn narrowed<S: Scores>(scores: S, row: Row, base: i32, decided: Decided, 
         first += HALF;
     }
     sets
+}
+
+/// Writes the numbers `first + j` of places j, of `count` at most, in ascending order, and returns how many there are: `length`
+/// in the set, of which the list leaves out what it has no room for.
+///
+/// # Safety
+/// A whole warp, converged; the list has room for its capacity, and nobody else uses it.
+#[inline(always)]
+unsafe fn write_places(mut set: u32, mut length: u32, count: i32, first: u32, list: List, lane: u32) -> u32 {
+    // Lanes up to this one, and with it. Here, as in the loops of rows below it: what hangs on the lane takes registers.
+    let lane = math::here(lane as i32) as u32;
+    let through = u32::MAX >> (31 - lane);
+    // SAFETY: forwarded; the length is the same for all lanes.
+    unsafe {
+        if length > list.capacity {
+            length = list.capacity;
+            [set] = first_ties([Nested::new(set)], [length], lane);
+        }
+        // Ranks count from 1.
+        let (mut base, mut before) = (0, list.at.wrapping_sub(4));
+        while base < count {
+            let (mut rank, mut all) = ([0; 4], [0; 4]);
+            unroll!(U < 4 { rank[U] = (warp::ballot(set & (1 << U)) & through).count_ones(); });
+            // The last lane's rank counts them all, at a fraction of what counting again costs.
+            unroll!(U < 4 { all[U] = warp::shfl_idx_u32(rank[U], 31); });
+            let mut done = 0;
+            unroll!(U < 4 {
+                let entry = before.wrapping_add(u64::from(rank[U] + done) * 4);
+                global::st_u32_if(entry, first + base as u32 + 32 * U as u32 + lane, set & (1 << U));
+                done += all[U];
+            });
+            before = before.wrapping_add(u64::from(done) * 4);
+            set >>= 4;
+            base += 128;
+        }
+        length
+    }
 }

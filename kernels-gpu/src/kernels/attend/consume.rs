@@ -70,6 +70,7 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
             wgmma::wait::<1>();
             let product = rest.1.landed();
             if let Some(at) = last {
+                S::Rows::pass(shared.key_scales(), at);
                 shared.kv.release(at, S::Rows::signals(thread));
             }
             part(&mut rest.0, p.reserved as u32);

@@ -1,0 +1,111 @@
+//! The consumer warpgroups: scores, then lists.
+
+use crate::abi::SelectParams;
+use crate::config::select::{CONSUMER_BARRIER, CONSUMER_THREADS, CONSUMER_WARPS, SPAN};
+use crate::layout::select::Row;
+use crate::pipeline::kept::{self, Place};
+use crate::pipeline::lists::{scores_at, write_lists};
+use crate::pipeline::scores::{Consumer, Shared};
+use crate::pipeline::stages::Turn;
+use crate::ptx::{barrier, cluster, fence, global, mbarrier, smem, special, warp};
+use crate::tile::strip::{Span, Strip, wants_scores};
+
+/// A consumer's way through the strips.
+///
+/// # Safety
+/// All consumer threads call it, converged in warps; theirs are the first of the block.
+#[inline(always)]
+pub(super) unsafe fn consume(p: &SelectParams, consumer: Consumer) {
+    // SAFETY: forwarded; all consumers take the same way, which depends on the strip alone. A plan is waited for before it is read, and
+    // given back when its strip is done. Where a warp is, it keeps in shared memory: registers are short around the products.
+    unsafe {
+        let (mut strip, mut spans) = (0, 0);
+        loop {
+            Place { strip, first: 0, spans }.keep();
+            let shared = Shared::again();
+            shared.plans.wait_full(Turn::at(strip));
+            if kept::plan().size()[0] == 0 {
+                return;
+            }
+            if kept::plan().scored() {
+                while score_span(p, consumer) {
+                    release_scores(consumer);
+                }
+            }
+            write_lists(p);
+            if kept::plan().scored() {
+                release_scores(consumer);
+            }
+            Place { strip, spans, .. } = Place::kept();
+            mbarrier::arrive(Shared::again().plans.empty(Turn::at(strip)));
+            strip += 1;
+        }
+    }
+}
+
+/// Scores the span that the consumers are at, and goes on to the next, if there is one: then the scores are in device memory.
+///
+/// # Safety
+/// All consumer threads call it, converged in warps, which keep a place in a strip whose scores somebody asks for.
+#[inline(always)]
+unsafe fn score_span(p: &SelectParams, consumer: Consumer) -> bool {
+    let shared = Shared::again();
+    // SAFETY: forwarded.
+    unsafe {
+        let strip = kept::plan().strip();
+        let span = strip.span(Place::kept().first);
+        consumer.score(p, shared, span, || {
+            barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
+            mbarrier::wait(shared.terms(), Place::kept().spans % 2);
+        });
+        // Every thread for itself: `compute-sanitizer --tool racecheck` does not follow what one says for others.
+        mbarrier::arrive(shared.terms_read());
+        barrier::sync::<CONSUMER_BARRIER, CONSUMER_THREADS>();
+        let at = Place::kept();
+        let strip = kept::plan().strip();
+        copy_out(p, &strip, strip.span(at.first));
+        let at = Place::kept();
+        let next = Place { first: at.first + SPAN as i32, spans: at.spans + 1, ..at };
+        next.keep();
+        next.first < kept::plan().size()[1]
+    }
+}
+
+/// Tells every block of the cluster that the warp is done with the scores, so that copies may overwrite them.
+#[inline(always)]
+unsafe fn release_scores(consumer: Consumer) {
+    let lane = special::tid_x_again() % 32;
+    // SAFETY: forwarded from `consume`; the fence orders the warp's accesses before the copies.
+    unsafe {
+        fence::proxy_async_shared();
+        warp::sync();
+        cluster::release_if(Shared::again().done(), lane, (lane < consumer.blocks) as u32);
+    }
+}
+
+/// Copies what the strip's rows see of a span to device memory, if the caller wants the scores or more spans follow.
+#[inline(always)]
+unsafe fn copy_out(p: &SelectParams, strip: &Strip, span: Span) {
+    if !(wants_scores(p) | (strip.keys > SPAN as i32)) {
+        return;
+    }
+    let thread = special::tid_x_again();
+    let (mut r, lane) = (thread / 32, thread % 32);
+    // SAFETY: rows of the strip; the host has checked the extents of `scores`.
+    unsafe {
+        while r < strip.rows as u32 {
+            let (Row { count, .. }, _) = kept::plan().row(p, r);
+            let to = scores_at(p, strip, r) + span.first as u32 as u64 * 4;
+            let from = Shared::again().scores(r).0;
+            let mut base = 0;
+            while base < span.count {
+                let j = base + lane as i32;
+                // Up to 31 words past the span are read, which lie in shared memory, too.
+                let score = smem::ld_u32(from.offset(j as u32 * 4));
+                global::st_u32_if(to + j as u32 as u64 * 4, score, ((j < span.count) & (span.first + j < count)) as u32);
+                base += 32;
+            }
+            r += CONSUMER_WARPS;
+        }
+    }
+}
