@@ -93,7 +93,7 @@ fn gpu() -> Result<()> {
 const EMULATED: [&str; 6] = ["probe_gpu", "stages_gpu", "masks_gpu", "select_gpu", "probe_sel_gpu", "prefill_gpu"];
 
 /// Parts of the names of tests that are left out there: one group measures clocks, of which the emulator knows nothing; the others take
-/// minutes each, and differ in size alone from tests that run.
+/// minutes each.
 const NOT_EMULATED: [&str; 5] = ["rates::", "capture::", "strips::", "every_rule_keeps", "several_strips"];
 
 fn emulated() -> Result<()> {

@@ -1,6 +1,6 @@
 //! Launches.
 
-use super::{Code, Function, INVALID_HANDLE, INVALID_VALUE, LAUNCH_FAILED, SUCCESS, complain, give, queue, settings, state};
+use super::{Code, Function, INVALID_HANDLE, INVALID_VALUE, LAUNCH_FAILED, SUCCESS, complain, give, guarded, queue, settings, state};
 use crate::machine::{self, Launch};
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -107,7 +107,7 @@ extern "C" fn cuLaunchKernelEx(config: *const Config, function: u64, args: *cons
     queue(config.stream, move || {
         let launch =
             Launch { kernel: &function.kernel, grid, cluster, threads, shared_bytes, params: &[], settings: settings(), serial: 0 };
-        run(launch, &params)
+        guarded(|| run(launch, &params))
     })
 }
 

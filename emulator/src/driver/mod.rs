@@ -18,6 +18,7 @@ use crate::isa::Kernel;
 use crate::settings::Settings;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -31,6 +32,7 @@ const INVALID_PTX: Code = 218;
 const INVALID_HANDLE: Code = 400;
 const NOT_FOUND: Code = 500;
 const LAUNCH_FAILED: Code = 719;
+const UNKNOWN: Code = 999;
 
 /// Writes a result where the caller wants it; a null place is an invalid value.
 macro_rules! give {
@@ -98,6 +100,13 @@ fn queue(stream: u64, job: impl Fn() -> Code + Send + Sync + 'static) -> Code {
     job()
 }
 
+/// Does what may hold a mistake of the emulator's own, as far as the caller is concerned without a panic: the panic's message is
+/// printed, as any is.
+fn guarded(work: impl FnOnce() -> Code) -> Code {
+    // What a panic leaves half done belongs to the launch or module that failed; locks forget that they were poisoned.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| complain(UNKNOWN, &"a mistake in the emulator"))
+}
+
 /// Prints what went wrong, where the caller of a driver gets no more than a number.
 fn complain(code: Code, what: &dyn std::fmt::Display) -> Code {
     eprintln!("emulator: {what}");
@@ -131,4 +140,15 @@ extern "C" fn cuGetErrorString(code: Code, to: *mut *const c_char) -> Code {
         _ => name(code),
     };
     give!(to, text.as_ptr())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_result() {
+        assert_eq!(guarded(|| SUCCESS), SUCCESS);
+        assert_eq!(guarded(|| panic!("on purpose")), UNKNOWN);
+    }
 }

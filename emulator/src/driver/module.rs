@@ -1,6 +1,8 @@
 //! Modules and their functions.
 
-use super::{Code, Function, INVALID_HANDLE, INVALID_PTX, INVALID_VALUE, NOT_FOUND, OUT_OF_MEMORY, SUCCESS, complain, give, state};
+use super::{
+    Code, Function, INVALID_HANDLE, INVALID_PTX, INVALID_VALUE, NOT_FOUND, OUT_OF_MEMORY, SUCCESS, complain, give, guarded, state,
+};
 use crate::machine::{SHARED_BYTES, THREADS};
 use crate::{isa, memory, ptx};
 use std::collections::HashMap;
@@ -18,7 +20,11 @@ extern "C" fn cuModuleLoadData(to: *mut u64, image: *const c_char) -> Code {
     }
     // SAFETY: the driver's contract: a text that ends with a NUL.
     let text = unsafe { CStr::from_ptr(image) }.to_string_lossy();
-    let module = match ptx::module(&text) {
+    guarded(|| load(to, &text))
+}
+
+fn load(to: *mut u64, text: &str) -> Code {
+    let module = match ptx::module(text) {
         Ok(module) => module,
         Err(error) => return complain(INVALID_PTX, &error),
     };
