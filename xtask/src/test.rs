@@ -1,8 +1,8 @@
-//! `cargo xtask test`: the tests, in three tiers.
+//! `cargo xtask test`: the tests, in four tiers.
 
 use crate::{audit, build_ptx, sh, toolchain};
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a tier needs and runs.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,12 +13,14 @@ pub enum Tier {
     Ptx,
     /// The tests package in release mode on the GPU, where tests must not skip
     Gpu,
+    /// The GPU tests on the CPU: the committed PTX on the emulator, its warps held up at random (docs/emulator.md)
+    Emulated,
 }
 
 /// Options.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Only this tier (default: cpu and ptx, and gpu where there is one)
+    /// Only this tier (default: cpu and ptx, and gpu where there is one, else emulated)
     #[arg(long, value_enum)]
     pub tier: Option<Tier>,
 }
@@ -37,6 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
             gpu()
         }
+        Some(Tier::Emulated) => emulated(),
         None => {
             cpu()?;
             match ptx_lacks() {
@@ -47,6 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
                 gpu()?;
             } else {
                 say!("tier gpu: skipped: no NVIDIA GPU here");
+                emulated()?;
             }
             Ok(())
         }
@@ -83,6 +87,40 @@ fn gpu() -> Result<()> {
         "--test-threads=1",
     ]);
     sh::run(&mut cargo).context("tier gpu")
+}
+
+/// Test programs that launch kernels and do not take hours on the emulator.
+const EMULATED: [&str; 6] = ["probe_gpu", "stages_gpu", "masks_gpu", "select_gpu", "probe_sel_gpu", "prefill_gpu"];
+
+/// Parts of the names of tests that are left out there: one group measures clocks, of which the emulator knows nothing; the others take
+/// minutes each.
+const NOT_EMULATED: [&str; 5] = ["rates::", "capture::", "strips::", "every_rule_keeps", "several_strips"];
+
+fn emulated() -> Result<()> {
+    say!("tier emulated");
+    let mut cargo = sh::cargo();
+    cargo.env("LD_LIBRARY_PATH", emulator().context("tier emulated")?).env("STEM_ATTN_REQUIRE_GPU", "1");
+    // Where warps go on unevenly a barrier that is waited for wrongly shows.
+    if std::env::var_os("STEM_EMULATOR_MODE").is_none() {
+        cargo.env("STEM_EMULATOR_MODE", "random");
+    }
+    cargo.args(["test", "--locked", "--package", "stem-attn-tests"]).args(EMULATED.iter().flat_map(|test| ["--test", test]));
+    cargo.args(["--", "--test-threads=1"]).args(NOT_EMULATED.iter().flat_map(|name| ["--skip", name]));
+    sh::run(&mut cargo).context("tier emulated")
+}
+
+/// Builds the emulator and puts it where it has the driver's name. Returns that folder, which nothing else may put on its library path.
+fn emulator() -> Result<PathBuf> {
+    if cfg!(not(target_os = "linux")) {
+        bail!("the emulator takes the place of Linux's libcuda.so.1");
+    }
+    let folder = sh::root().join("target/emulator");
+    let build = ["build", "--release", "--locked", "--package", "stem-attn-emulator", "--target-dir"];
+    sh::run(sh::cargo().args(build).arg(&folder))?;
+    let (from, to) = (folder.join("release/libstem_emulator.so"), folder.join("driver/libcuda.so.1"));
+    std::fs::create_dir_all(folder.join("driver")).with_context(|| format!("cannot make a folder for {}", to.display()))?;
+    std::fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(folder.join("driver"))
 }
 
 /// Whether the driver shows a GPU.
