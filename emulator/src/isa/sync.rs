@@ -30,8 +30,7 @@ pub enum Vote {
 
 /// Instructions that lanes run together.
 pub(super) fn decode(cx: &mut Cx) -> Result<Decoded> {
-    let name = cx.segment(0).to_owned();
-    Ok(match name.as_str() {
+    Ok(match cx.segment(0) {
         "shfl" => shuffle(cx)?,
         "vote" => vote(cx)?,
         "redux" => {
