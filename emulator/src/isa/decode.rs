@@ -107,6 +107,7 @@ fn instruction(cx: &mut Cx) -> Result<Decoded> {
         "ret" | "exit" => alone(Op::Exit),
         "bar" | "barrier" | "shfl" | "vote" | "redux" | "elect" | "setmaxnreg" => sync::decode(cx),
         "wgmma" | "mma" | "ldmatrix" => matrix::decode(cx),
+        "fence" if cx.op.starts_with("fence.proxy.async") => alone(Op::ProxyFence),
         "fence" | "membar" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" => alone(Op::Nothing),
         _ => cx.unknown(),
     }
