@@ -31,13 +31,15 @@ pub struct Settings {
     pub steps: u64,
     /// `STEM_EMULATOR_LOG`: print each launch and its time.
     pub log: bool,
+    /// `STEM_EMULATOR_RACES`: whether accesses of shared memory that nothing orders are errors.
+    pub races: bool,
     /// `STEM_EMULATOR_PROFILE`: print the instructions of each warp.
     pub profile: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, mode: Some(Mode::Fair), multiprocessors: 4, steps: 4_000_000_000, log: false, profile: false }
+        Self { seed: 1, mode: Some(Mode::Fair), multiprocessors: 4, steps: 4_000_000_000, log: false, races: true, profile: false }
     }
 }
 
@@ -64,6 +66,7 @@ impl Settings {
             multiprocessors: number("STEM_EMULATOR_SMS").map_or(default.multiprocessors, |n| n.clamp(1, 1024) as u32),
             steps: number("STEM_EMULATOR_STEPS").unwrap_or(default.steps),
             log: set("STEM_EMULATOR_LOG"),
+            races: get("STEM_EMULATOR_RACES").is_none_or(|v| v != "0"),
             profile: set("STEM_EMULATOR_PROFILE"),
         }
     }
@@ -82,6 +85,7 @@ mod tests {
         assert_eq!(with("STEM_EMULATOR_MODE", "random").mode, None);
         assert_eq!(with("STEM_EMULATOR_SMS", "0").multiprocessors, 1);
         assert!(with("STEM_EMULATOR_LOG", "1").log);
+        assert!(with("STEM_EMULATOR_LOG", "1").races && !with("STEM_EMULATOR_RACES", "0").races);
         assert!(!with("STEM_EMULATOR_LOG", "0").log);
     }
 }

@@ -91,6 +91,13 @@ fn settings() -> &'static Settings {
     SETTINGS.get_or_init(Settings::from_env)
 }
 
+/// `STEM_EMULATOR_WITHOUT`: a kernel and a line of its text that is left out, written `kernel:line`.
+fn left_out() -> Option<(String, u32)> {
+    let text = std::env::var("STEM_EMULATOR_WITHOUT").ok()?;
+    let (name, line) = text.split_once(':')?;
+    Some((name.to_owned(), line.parse().ok()?))
+}
+
 /// Does a job, or adds it to what its stream captures.
 fn queue(stream: u64, job: impl Fn() -> Code + Send + Sync + 'static) -> Code {
     if let Some(jobs) = state().captures.get_mut(&stream) {

@@ -83,17 +83,17 @@ pub(super) fn selp(cx: &mut Cx) -> Result<Op> {
 /// `setp`.
 pub(super) fn setp(cx: &mut Cx) -> Result<Op> {
     cx.only(&[cx.segment(1)])?;
-    let (name, ty) = (cx.segment(1).to_owned(), cx.last().to_owned());
-    match ty.as_str() {
-        "b16" | "u16" => integers::<u16>(cx, &name),
-        "s16" => integers::<i16>(cx, &name),
-        "b32" | "u32" => integers::<u32>(cx, &name),
-        "s32" => integers::<i32>(cx, &name),
-        "b64" | "u64" => integers::<u64>(cx, &name),
-        "s64" => integers::<i64>(cx, &name),
-        "f32" => floats::<f32>(cx, &name),
-        "f64" => floats::<f64>(cx, &name),
-        "f16x2" => halves(cx, &name),
+    let (name, ty) = (cx.segment(1), cx.last());
+    match ty {
+        "b16" | "u16" => integers::<u16>(cx, name),
+        "s16" => integers::<i16>(cx, name),
+        "b32" | "u32" => integers::<u32>(cx, name),
+        "s32" => integers::<i32>(cx, name),
+        "b64" | "u64" => integers::<u64>(cx, name),
+        "s64" => integers::<i64>(cx, name),
+        "f32" => floats::<f32>(cx, name),
+        "f64" => floats::<f64>(cx, name),
+        "f16x2" => halves(cx, name),
         _ => cx.unknown(),
     }
 }

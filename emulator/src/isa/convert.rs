@@ -8,14 +8,13 @@ use crate::num::{e4m3_to_f32, f16_to_f32, f32_to_bf16, f32_to_e4m3, f32_to_f16, 
 
 /// A conversion.
 pub(super) fn cvt(cx: &mut Cx) -> Result<Op> {
-    let count = cx.op.split('.').count();
-    let (to, from) = (cx.segment(count.saturating_sub(2)).to_owned(), cx.last().to_owned());
-    cx.only(&["rn", "rni", "rzi", "rmi", "rpi", "ftz", "satfinite", to.as_str()])?;
+    let (to, from) = (cx.before_last(), cx.last());
+    cx.only(&["rn", "rni", "rzi", "rmi", "rpi", "ftz", "satfinite", to])?;
     let whole = ["rni", "rzi", "rmi", "rpi"].into_iter().find(|m| cx.has(m));
     if cx.has("satfinite") != (to == "e4m3x2") || whole.is_some() && !from.starts_with('f') {
         return cx.unknown();
     }
-    match (to.as_str(), from.as_str(), whole) {
+    match (to, from, whole) {
         (to, "f32", Some(whole)) => from_single(cx, to, whole),
         (_, _, Some(_)) => cx.unknown(),
         ("f32", from, _) => to_single(cx, from),

@@ -107,6 +107,7 @@ fn instruction(cx: &mut Cx) -> Result<Decoded> {
         "ret" | "exit" => alone(Op::Exit),
         "bar" | "barrier" | "shfl" | "vote" | "redux" | "elect" | "setmaxnreg" => sync::decode(cx),
         "wgmma" | "mma" | "ldmatrix" => matrix::decode(cx),
+        "fence" if cx.op.starts_with("fence.proxy.async") => alone(Op::ProxyFence),
         "fence" | "membar" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" => alone(Op::Nothing),
         _ => cx.unknown(),
     }
@@ -120,18 +121,24 @@ pub(super) struct Cx<'a, 'b> {
     pub(super) args: &'a [Operand],
     /// The instruction with its modifiers.
     pub(super) op: &'a str,
-    segments: &'a [&'a str],
+    /// Its parts between dots.
+    pub(super) segments: &'a [&'a str],
 }
 
-impl Cx<'_, '_> {
+impl<'a> Cx<'a, '_> {
     /// The instruction's `i`-th part between dots, empty past the last.
-    pub(super) fn segment(&self, i: usize) -> &str {
+    pub(super) fn segment(&self, i: usize) -> &'a str {
         self.segments.get(i).copied().unwrap_or_default()
     }
 
     /// Its last part, mostly a type.
-    pub(super) fn last(&self) -> &str {
+    pub(super) fn last(&self) -> &'a str {
         self.segments.last().copied().unwrap_or_default()
+    }
+
+    /// The part before that.
+    pub(super) fn before_last(&self) -> &'a str {
+        self.segments.iter().rev().nth(1).copied().unwrap_or_default()
     }
 
     /// Whether it has a modifier.

@@ -9,15 +9,15 @@ use crate::num::{f64_to_f16, flush};
 /// Sums, products, quotients and their like.
 pub(super) fn arithmetic(cx: &mut Cx) -> Result<Op> {
     cx.only(&["rn", "ftz", "sat", "full", "approx"])?;
-    let name = cx.segment(0).to_owned();
+    let name = cx.segment(0);
     let (ftz, sat) = (cx.has("ftz"), cx.has("sat"));
     if cx.has("full") || cx.has("approx") {
         // Quotients of reduced accuracy; the exact one is within their bounds.
         return if name == "div" && cx.last() == "f32" && !sat { quotient(cx, ftz) } else { cx.unknown() };
     }
-    match (cx.last().to_owned().as_str(), sat) {
-        ("f32", false) => single(cx, &name, ftz),
-        ("f64", false) => double(cx, &name),
+    match (cx.last(), sat) {
+        ("f32", false) => single(cx, name, ftz),
+        ("f64", false) => double(cx, name),
         ("f16x2", true) if name == "fma" => cx.three(|x: H2, y: H2, z: H2| {
             let one = |x: f32, y: f32, z: f32| {
                 let value = product_sum(x, y, z);
@@ -26,7 +26,7 @@ pub(super) fn arithmetic(cx: &mut Cx) -> Result<Op> {
             };
             pack(one(x.0, y.0, z.0), one(x.1, y.1, z.1))
         }),
-        ("f16x2", false) if !ftz => halves(cx, &name),
+        ("f16x2", false) if !ftz => halves(cx, name),
         ("bf16x2", false) if name == "mul" && !ftz => cx.two(|x: B2, y: B2| B2(x.0 * y.0, x.1 * y.1)),
         _ => cx.unknown(),
     }
@@ -89,7 +89,7 @@ fn halves(cx: &mut Cx, name: &str) -> Result<Op> {
 pub(super) fn function(cx: &mut Cx) -> Result<Op> {
     cx.only(&["rn", "approx", "ftz"])?;
     let ftz = cx.has("ftz");
-    match (cx.segment(0).to_owned().as_str(), cx.last().to_owned().as_str()) {
+    match (cx.segment(0), cx.last()) {
         ("sqrt", "f32") if !ftz => cx.one(|x: f32| x.sqrt()),
         ("sqrt", "f64") => cx.one(|x: f64| x.sqrt()),
         ("rcp", "f32") if ftz => cx.one(|x: f32| flush(1.0 / flush(x))),

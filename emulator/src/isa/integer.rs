@@ -7,8 +7,8 @@ use crate::fault::{Result, fault};
 /// Arithmetic of integers. A quotient by 0 has all bits set; PTX leaves it open.
 pub(super) fn arithmetic(cx: &mut Cx) -> Result<Op> {
     cx.only(&["lo", "hi", "wide"])?;
-    let (name, part, ty) = (cx.segment(0).to_owned(), cx.segment(1).to_owned(), cx.last().to_owned());
-    match (name.as_str(), part.as_str(), ty.as_str()) {
+    let (name, part, ty) = (cx.segment(0), cx.segment(1), cx.last());
+    match (name, part, ty) {
         ("mul", "wide", "u32") => cx.two(|x: u32, y: u32| u64::from(x) * u64::from(y)),
         ("mul", "wide", "s32") => cx.two(|x: i32, y: i32| i64::from(x) * i64::from(y)),
         ("mul", "wide", "u16") => cx.two(|x: u16, y: u16| u32::from(x) * u32::from(y)),
@@ -71,8 +71,8 @@ fn simple(cx: &mut Cx, name: &str, ty: &str) -> Result<Op> {
 /// Bit by bit.
 pub(super) fn logic(cx: &mut Cx) -> Result<Op> {
     cx.only(&[])?;
-    let (name, ty) = (cx.segment(0).to_owned(), cx.last().to_owned());
-    match (name.as_str(), ty.as_str()) {
+    let (name, ty) = (cx.segment(0), cx.last());
+    match (name, ty) {
         ("and", "pred") => cx.two(|x: bool, y: bool| x & y),
         ("or", "pred") => cx.two(|x: bool, y: bool| x | y),
         ("xor", "pred") => cx.two(|x: bool, y: bool| x ^ y),
@@ -95,11 +95,11 @@ pub(super) fn logic(cx: &mut Cx) -> Result<Op> {
 
 /// Shifts, fields and counts. Shifts by the width or more give zeros, or the sign.
 pub(super) fn bits(cx: &mut Cx) -> Result<Op> {
-    let (name, ty) = (cx.segment(0).to_owned(), cx.last().to_owned());
+    let (name, ty) = (cx.segment(0), cx.last());
     if name != "shf" {
         cx.only(&[])?;
     }
-    match (name.as_str(), ty.as_str()) {
+    match (name, ty) {
         ("shl", "b16") => cx.two(|x: u16, y: u32| if y > 15 { 0 } else { x << y }),
         ("shl", "b32") => cx.two(|x: u32, y: u32| if y > 31 { 0 } else { x << y }),
         ("shl", "b64") => cx.two(|x: u64, y: u32| if y > 63 { 0 } else { x << y }),
@@ -130,7 +130,7 @@ pub(super) fn bits(cx: &mut Cx) -> Result<Op> {
 /// Shifts of a pair of words, of which one comes out.
 fn funnel(cx: &mut Cx) -> Result<Op> {
     let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-    match (cx.segment(1).to_owned().as_str(), cx.segment(2).to_owned().as_str()) {
+    match (cx.segment(1), cx.segment(2)) {
         ("l", "wrap") => cx.three(move |x, y, n: u32| ((pair(x, y) << (n & 31)) >> 32) as u32),
         ("l", "clamp") => cx.three(move |x, y, n: u32| ((pair(x, y) << n.min(32)) >> 32) as u32),
         ("r", "wrap") => cx.three(move |x, y, n: u32| (pair(x, y) >> (n & 31)) as u32),

@@ -89,12 +89,8 @@ pub(super) fn decode(cx: &mut Cx) -> Result<Decoded> {
 }
 
 fn wgmma(cx: &mut Cx) -> Result<Op> {
-    let parts: Vec<String> = cx.op.split('.').map(str::to_owned).collect();
-    let ["wgmma", "mma_async", "sync", "aligned", shape, sum, left, right] = &parts.iter().map(String::as_str).collect::<Vec<_>>()[..]
-    else {
-        return cx.unknown();
-    };
-    let (element, depth) = match (*left, *right) {
+    let ["wgmma", "mma_async", "sync", "aligned", shape, sum, left, right] = *cx.segments else { return cx.unknown() };
+    let (element, depth) = match (left, right) {
         ("e4m3", "e4m3") => (Element::E4m3, "32"),
         ("bf16", "bf16") => (Element::Bf16, "16"),
         ("f16", "f16") => (Element::F16, "16"),
@@ -105,7 +101,7 @@ fn wgmma(cx: &mut Cx) -> Result<Op> {
         _ => None,
     };
     let Some(columns) = columns else { fault!("the shape {shape} is not known") };
-    let half = match *sum {
+    let half = match sum {
         "f32" => false,
         "f16" if element != Element::Bf16 => true,
         _ => return cx.unknown(),

@@ -252,9 +252,7 @@ pub(super) fn store(cx: &mut Cx) -> Result<Op> {
 
 /// `atom` and `red`, of words.
 pub(super) fn atomic(cx: &mut Cx) -> Result<Op> {
-    let count = cx.op.split('.').count();
-    let name = cx.segment(count.saturating_sub(2)).to_owned();
-    let reduce = Reduce::of(&name, cx.last())?;
+    let reduce = Reduce::of(cx.before_last(), cx.last())?;
     let space = space(cx);
     if cx.segment(0) == "red" {
         return Ok(Op::Atomic { space, reduce, old: None, at: cx.address(0)?, with: cx.word(1)? });
@@ -294,7 +292,7 @@ pub(super) fn copy(cx: &mut Cx) -> Result<Op> {
 fn tensor(cx: &mut Cx) -> Result<Op> {
     let rank = cx.segment(4).strip_suffix('d').and_then(|n| n.parse::<usize>().ok());
     let multicast = cx.has("multicast::cluster");
-    let kind = cx.op.split('.').skip(5).filter(|m| !matches!(*m, "tile" | "multicast::cluster"));
+    let kind = cx.segments.iter().skip(5).copied().filter(|m| !matches!(*m, "tile" | "multicast::cluster"));
     if !kind.eq(["shared::cluster", "global", "mbarrier::complete_tx::bytes"]) {
         return cx.unknown();
     }

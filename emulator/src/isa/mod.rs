@@ -203,7 +203,11 @@ pub enum Op {
     Redux(Reduce, W, W),
     /// One lane is chosen.
     Elect(P),
-    /// Nothing that this machine models: fences, hints, register counts.
+    /// `bar.warp.sync`.
+    WarpSync,
+    /// `fence.proxy.async`.
+    ProxyFence,
+    /// Nothing that this machine models: other fences, hints, register counts.
     Nothing,
     /// Not known; the reason.
     Unknown(String),
@@ -254,6 +258,18 @@ impl Kernel {
     /// Bytes of all parameters.
     pub fn param_bytes(&self) -> usize {
         self.params.iter().map(|p| p.offset + p.bytes).max().unwrap_or(0)
+    }
+
+    /// Leaves out the statements of a line of the text. Returns whether there are any.
+    pub fn leave_out(&mut self, line: u32) -> bool {
+        let mut any = false;
+        for inst in &mut self.code {
+            if self.statements.get(inst.statement).is_some_and(|(l, _)| *l == line) {
+                *inst = Inst { guard: None, together: None, op: Op::Nothing, statement: inst.statement };
+                any = true;
+            }
+        }
+        any
     }
 
     /// Line and text of an instruction.

@@ -30,8 +30,7 @@ pub enum Vote {
 
 /// Instructions that lanes run together.
 pub(super) fn decode(cx: &mut Cx) -> Result<Decoded> {
-    let name = cx.segment(0).to_owned();
-    Ok(match name.as_str() {
+    Ok(match cx.segment(0) {
         "shfl" => shuffle(cx)?,
         "vote" => vote(cx)?,
         "redux" => {
@@ -50,7 +49,7 @@ pub(super) fn decode(cx: &mut Cx) -> Result<Decoded> {
 fn barrier(cx: &mut Cx) -> Result<Decoded> {
     let threads = |cx: &mut Cx, i: usize| if cx.args.len() > i { cx.word(i).map(Some) } else { Ok(None) };
     let op = match cx.op {
-        "bar.warp.sync" => return Ok((Some(Together::Mask(cx.word(0)?)), Op::Nothing)),
+        "bar.warp.sync" => return Ok((Some(Together::Mask(cx.word(0)?)), Op::WarpSync)),
         "barrier.cluster.arrive" | "barrier.cluster.arrive.release" | "barrier.cluster.arrive.relaxed" => Op::ClusterArrive,
         "barrier.cluster.wait" | "barrier.cluster.wait.acquire" => Op::ClusterWait,
         "bar.sync" | "bar.cta.sync" | "barrier.sync" | "barrier.cta.sync" => Op::BarSync { id: cx.word(0)?, threads: threads(cx, 1)? },

@@ -46,7 +46,14 @@ impl Cluster<'_> {
         barrier.arrived += 1;
         barrier.any |= arrival.or.is_some_and(|(of, _)| warp.registers[of] & mask != 0);
         let result = arrival.or.map(|(_, to)| to);
-        if barrier.arrived < barrier.warps {
+        let opens = barrier.arrived == barrier.warps;
+        if let Some(races) = &mut self.races {
+            races.arrive_named(warp, id, mask, opens);
+            if opens && arrival.wait {
+                races.leave_named(warp, id, mask);
+            }
+        }
+        if !opens {
             if arrival.wait {
                 warp.parts[k].wait = Wait::Barrier { id, generation: barrier.generation, result };
             }
@@ -69,6 +76,9 @@ impl Cluster<'_> {
         warp.arrived = Some(self.generation);
         self.arrived += 1;
         self.activity += 1;
+        if let Some(races) = &mut self.races {
+            races.arrive_cluster(warp, !warp.exited);
+        }
         self.open_cluster_barrier();
         Ok(())
     }
@@ -78,6 +88,8 @@ impl Cluster<'_> {
         let Some(generation) = warp.arrived.take() else { fault!("a wait at the cluster's barrier without an arrival") };
         if self.generation == generation {
             warp.parts[k].wait = Wait::Cluster { generation };
+        } else if let Some(races) = &mut self.races {
+            races.leave_cluster(warp, !warp.exited);
         }
         Ok(())
     }
@@ -101,6 +113,9 @@ impl Cluster<'_> {
         if self.arrived > 0 && self.arrived >= self.running {
             self.arrived = 0;
             self.generation += 1;
+            if let Some(races) = &mut self.races {
+                races.open_cluster();
+            }
         }
     }
 }

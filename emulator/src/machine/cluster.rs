@@ -3,6 +3,7 @@
 use super::barrier::NamedBarrier;
 use super::copy::Copy;
 use super::mbarrier::Mbarrier;
+use super::races::Races;
 use super::random::Random;
 use super::warp::{Part, Wait, Warp};
 use super::{Launch, SHARED_BASE};
@@ -45,6 +46,10 @@ pub(super) struct Cluster<'a> {
     pub(super) extent: (u64, u64),
     /// A right factor, eight columns of one depth after the other.
     pub(super) right: Vec<[f32; 8]>,
+    /// Who accessed what, where that is wanted.
+    pub(super) races: Option<Box<Races>>,
+    /// The instruction that runs.
+    pub(super) pc: usize,
 }
 
 impl<'a> Cluster<'a> {
@@ -70,6 +75,8 @@ impl<'a> Cluster<'a> {
             warps.extend((0..count).map(|index| Self::warp(launch, rank as usize, index, random.next())));
         }
         let running = warps.len() as u32;
+        let bytes = (SHARED_BASE + launch.shared_bytes) as usize;
+        let races = launch.settings.races.then(|| Box::new(Races::new(blocks.len(), launch.threads.div_ceil(32) as usize, bytes)));
         let eager = [0, 2, 4][random.index(3)];
         Self {
             launch,
@@ -84,6 +91,8 @@ impl<'a> Cluster<'a> {
             activity: 0,
             extent: (0, 0),
             right: vec![],
+            races,
+            pc: 0,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use super::memory::BLOCK_SHIFT;
+use super::races::{Kind, Past, What};
 use super::tensor::{Map, RANK};
 use super::warp::Warp;
 use crate::fault::{Result, fault};
@@ -12,7 +13,7 @@ use crate::ptx::W;
 const NO_BLOCK: u32 = 0xfe;
 
 /// A `cp.async` of one lane.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct SmallCopy {
     lane: usize,
     to: u64,
@@ -20,10 +21,27 @@ pub(super) struct SmallCopy {
     /// Bytes to write, and how many of them are read; the others are zeros.
     bytes: usize,
     used: usize,
+    /// The instruction, and what is ordered before it.
+    pc: usize,
+    past: Option<Past>,
+}
+
+impl SmallCopy {
+    fn what(&self, block: usize) -> What {
+        What { at: (block, self.to as u32), bytes: self.bytes as u32, kind: Kind::SmallCopy, pc: self.pc }
+    }
 }
 
 /// A copy that will complete at some time.
-pub(super) enum Copy {
+pub(super) struct Copy {
+    what: Work,
+    /// The instruction, and what is ordered before it.
+    pc: usize,
+    past: Option<Past>,
+}
+
+/// What a copy does.
+enum Work {
     /// Small copies, and then arrivals at mbarriers of the block.
     Small { block: usize, copies: Vec<SmallCopy>, arrivals: Vec<u32> },
     /// A box, to some blocks. Its bytes count at one mbarrier, or at that of each block with `multicast`.
@@ -44,26 +62,35 @@ impl Cluster<'_> {
     }
 
     fn complete(&mut self, copy: Copy) -> Result<()> {
-        match copy {
-            Copy::Small { block, copies, arrivals } => {
-                copies.iter().try_for_each(|c| self.small_copy(block, c))?;
+        let Copy { what, pc, past } = copy;
+        let past = past.as_ref();
+        match what {
+            Work::Small { block, copies, arrivals } => {
+                for copy in &copies {
+                    if let Some(first) = arrivals.first() {
+                        self.touch_by_copy((block, *first), &copy.what(block), copy.past.as_ref())?;
+                    }
+                    self.small_copy(block, copy)?;
+                }
                 arrivals.iter().try_for_each(|at| self.count((block, *at), 1, 0))
             }
-            Copy::Tensor { blocks, to, map, at, done, multicast } => {
+            Work::Tensor { blocks, to, map, at, done, multicast } => {
                 let bytes = self.gather(&map, at)?;
                 for block in blocks {
+                    // An address of the own block, so that a block that has exited is not asked for its state.
+                    let done = if multicast { self.mbarrier_at(block, u64::from(done.1), Space::Shared)? } else { done };
+                    self.touch_by_copy(done, &What { at: (block, to), bytes: bytes.len() as u32, kind: Kind::Copy, pc }, past)?;
                     let shared = &mut self.blocks[block].shared;
                     for (i, chunk) in bytes.chunks_exact(16).enumerate() {
                         let to = map.swizzled(to + 16 * i as u32) as usize;
                         shared[to..to + 16].copy_from_slice(chunk);
                     }
-                    // An address of the own block, so that a block that has exited is not asked for its state.
-                    let done = if multicast { self.mbarrier_at(block, u64::from(done.1), Space::Shared)? } else { done };
                     self.count(done, 0, -(bytes.len() as i64))?;
                 }
                 Ok(())
             }
-            Copy::Bulk { block, to, from, bytes, done } => {
+            Work::Bulk { block, to, from, bytes, done } => {
+                self.touch_by_copy(done, &What { at: (block, to), bytes: bytes as u32, kind: Kind::Copy, pc }, past)?;
                 let mut data = vec![0; bytes];
                 self.read_global(from, &mut data)?;
                 self.blocks[block].shared[to as usize..to as usize + bytes].copy_from_slice(&data);
@@ -102,7 +129,8 @@ impl Cluster<'_> {
                 fault!("a copy of {used} bytes at {from:#x}: too many, or not aligned");
             }
             self.shared(warp.block, to, bytes, Space::Shared)?;
-            warp.copies.push(SmallCopy { lane, to, from, bytes, used: used as usize });
+            let past = self.races.as_mut().map(|races| races.issue_copy(warp, lane));
+            warp.copies.push(SmallCopy { lane, to, from, bytes, used: used as usize, pc: self.pc, past });
         }
         Ok(())
     }
@@ -114,7 +142,10 @@ impl Cluster<'_> {
         }
         while warp.copy_groups.len() > left.unwrap_or(0) as usize {
             let group = warp.copy_groups.pop_front().unwrap_or_default();
-            group.iter().try_for_each(|c| self.small_copy(warp.block, c))?;
+            for copy in &group {
+                self.touch(warp, copy.lane, &copy.what(warp.block), copy.past.as_ref())?;
+                self.small_copy(warp.block, copy)?;
+            }
         }
         Ok(())
     }
@@ -133,7 +164,7 @@ impl Cluster<'_> {
             }
             arrivals.push(at.1);
         }
-        self.copies.push(Copy::Small { block: warp.block, copies, arrivals });
+        self.copies.push(Copy { what: Work::Small { block: warp.block, copies, arrivals }, pc: self.pc, past: None });
         Ok(())
     }
 
@@ -161,7 +192,7 @@ impl Cluster<'_> {
                 fault!("a copy to block {none}, which is not in the cluster");
             }
             let (map, multicast) = (Box::new(map), tensor.multicast.is_some());
-            self.copies.push(Copy::Tensor { blocks, to, map, at, done, multicast });
+            self.start(warp, lane, Work::Tensor { blocks, to, map, at, done, multicast });
         }
         Ok(())
     }
@@ -176,9 +207,14 @@ impl Cluster<'_> {
             }
             let (block, to) = self.destination(warp, bulk.to.of(r, lane), u64::from(bytes), 16)?;
             let done = self.mbarrier_at(warp.block, bulk.done.of(r, lane), Space::Cluster)?;
-            self.copies.push(Copy::Bulk { block, to, from, bytes: bytes as usize, done });
+            self.start(warp, lane, Work::Bulk { block, to, from, bytes: bytes as usize, done });
         }
         Ok(())
+    }
+
+    fn start(&mut self, warp: &Warp, lane: usize, what: Work) {
+        let past = self.races.as_mut().map(|races| races.issue_copy(warp, lane));
+        self.copies.push(Copy { what, pc: self.pc, past });
     }
 
     /// Block and address of what a copy writes.

@@ -34,6 +34,7 @@ impl Cluster<'_> {
     }
 
     fn machine_step(&mut self, warp: &mut Warp, k: usize, pc: usize, inst: &Inst, active: u32) -> Result<()> {
+        self.pc = pc;
         if let Some(together) = inst.together
             && (active == 0 || !self.together(warp, k, pc, together, active)?)
         {
@@ -116,6 +117,16 @@ impl Cluster<'_> {
             Op::Vote(vote, to, of) => warp.vote(vote, to, of, active),
             Op::Redux(reduce, to, of) => warp.redux(reduce, to, of, active),
             Op::Elect(p) => warp.elect(p, active),
+            Op::WarpSync => {
+                if let Some(races) = &mut self.races {
+                    races.warp_sync(warp, active);
+                }
+            }
+            Op::ProxyFence => {
+                if let Some(races) = &mut self.races {
+                    races.fence(warp, active);
+                }
+            }
             Op::Nothing => {}
             Op::Unknown(ref reason) => {
                 if active != 0 {

@@ -58,6 +58,9 @@ impl Cluster<'_> {
         if m.missing == 0 && m.bytes == 0 {
             m.phase += 1;
             m.missing = m.count;
+            if let Some(races) = &mut self.races {
+                races.phase_ends((block, at));
+            }
         }
         Ok(())
     }
@@ -72,6 +75,9 @@ impl Cluster<'_> {
             }
             let count = i64::from(count);
             self.blocks[block].mbarriers.insert(at, Mbarrier { count, missing: count, bytes: 0, phase: 0 });
+            if let Some(races) = &mut self.races {
+                races.initialise(warp, lane, (block, at));
+            }
         }
         Ok(())
     }
@@ -80,6 +86,10 @@ impl Cluster<'_> {
     pub(super) fn mbarrier_arrive(&mut self, warp: &Warp, arrive: &Arrive, mask: u32) -> Result<()> {
         for lane in lanes(mask) {
             let at = self.mbarrier_at(warp.block, arrive.at.of(&warp.registers, lane), arrive.space)?;
+            self.knows(warp, lane, at)?;
+            if let Some(races) = &mut self.races {
+                races.arrive(warp, lane, at);
+            }
             let bytes = arrive.bytes.map_or(0, |b| i64::from(warp.registers[b][lane]));
             self.count(at, i64::from(warp.registers[arrive.count][lane]), bytes)?;
         }
@@ -90,6 +100,7 @@ impl Cluster<'_> {
     pub(super) fn mbarrier_expect(&mut self, warp: &Warp, at: Addr, bytes: W, mask: u32) -> Result<()> {
         for lane in lanes(mask) {
             let at = self.mbarrier_at(warp.block, at.of(&warp.registers, lane), Space::Shared)?;
+            self.knows(warp, lane, at)?;
             self.count(at, 0, i64::from(warp.registers[bytes][lane]))?;
         }
         Ok(())
@@ -99,15 +110,24 @@ impl Cluster<'_> {
     /// stays false then, and the program asks again.
     pub(super) fn mbarrier_try(&mut self, warp: &mut Warp, k: usize, ask: &Ask, mask: u32) -> Result<()> {
         let mut bits = 0;
+        let mut open: Vec<((usize, u32), u32)> = vec![];
         for lane in lanes(mask) {
             let (block, at) = self.mbarrier_at(warp.block, ask.at.of(&warp.registers, lane), Space::Shared)?;
+            self.knows(warp, lane, (block, at))?;
             let Some(m) = self.blocks[block].mbarriers.get(&at) else { continue };
             // Parity of a phase that has ended: any but that of the current one.
             if m.phase & 1 != u64::from(warp.registers[ask.parity][lane] & 1) {
                 bits |= 1 << lane;
+                match open.iter_mut().find(|(place, _)| *place == (block, at)) {
+                    Some((_, mask)) => *mask |= 1 << lane,
+                    None => open.push(((block, at), 1 << lane)),
+                }
             } else if ask.wait {
                 warp.parts[k].wait = Wait::Mbarrier { block, at, phase: m.phase };
             }
+        }
+        if let Some(races) = &mut self.races {
+            open.iter().for_each(|(place, mask)| races.leave_mbarrier(warp, *mask, *place));
         }
         warp.registers.set(ask.result, bits, mask);
         Ok(())

@@ -1,6 +1,7 @@
 //! Addresses and accesses, each checked.
 
 use super::cluster::Cluster;
+use super::races::{Kind, What};
 use super::warp::Warp;
 use crate::fault::{Result, fault};
 use crate::isa::{Addr, Base, Load, Reduce, Registers, Space, Store, Values, lanes};
@@ -82,31 +83,43 @@ impl Cluster<'_> {
     }
 
     #[inline(always)]
-    fn read(&mut self, own: usize, space: Space, at: u64, out: &mut [u8]) -> Result<()> {
+    fn read(&mut self, (warp, lane): (&Warp, usize), space: Space, at: u64, out: &mut [u8], kind: Kind) -> Result<()> {
         if space == Space::Global {
             aligned(at, out.len())?;
             return self.read_global(at, out);
         }
-        let (block, at) = self.shared(own, at, out.len(), space)?;
+        let (block, at) = self.shared(warp.block, at, out.len(), space)?;
+        self.note((warp, lane), (block, at), out.len(), kind)?;
         out.copy_from_slice(&self.blocks[block].shared[at as usize..at as usize + out.len()]);
         Ok(())
     }
 
     #[inline(always)]
-    fn write(&mut self, own: usize, space: Space, at: u64, data: &[u8]) -> Result<()> {
+    fn write(&mut self, (warp, lane): (&Warp, usize), space: Space, at: u64, data: &[u8], kind: Kind) -> Result<()> {
         if space == Space::Global {
             aligned(at, data.len())?;
             return self.write_global(at, data);
         }
-        let (block, at) = self.shared(own, at, data.len(), space)?;
+        let (block, at) = self.shared(warp.block, at, data.len(), space)?;
+        self.note((warp, lane), (block, at), data.len(), kind)?;
         self.blocks[block].shared[at as usize..at as usize + data.len()].copy_from_slice(data);
         Ok(())
     }
 
-    /// Reads 16 bytes of the own block's shared memory.
-    pub(super) fn read_row(&mut self, warp: &Warp, at: u64) -> Result<[u8; 16]> {
+    /// An access of a lane to shared memory.
+    #[inline(always)]
+    fn note(&mut self, (warp, lane): (&Warp, usize), at: (usize, u32), bytes: usize, kind: Kind) -> Result<()> {
+        if self.races.is_none() {
+            return Ok(());
+        }
+        let what = What { at, bytes: bytes as u32, kind, pc: self.pc };
+        self.touch(warp, lane, &what, None)
+    }
+
+    /// A lane reads 16 bytes of the own block's shared memory.
+    pub(super) fn read_row(&mut self, warp: &Warp, lane: usize, at: u64) -> Result<[u8; 16]> {
         let mut row = [0; 16];
-        self.read(warp.block, Space::Shared, at, &mut row)?;
+        self.read((warp, lane), Space::Shared, at, &mut row, Kind::Load)?;
         Ok(row)
     }
 
@@ -115,7 +128,7 @@ impl Cluster<'_> {
         let mut buffer = [0; WIDEST];
         let Some(bytes) = buffer.get_mut(..load.bytes * load.to.len()) else { fault!("an access of more than {WIDEST} bytes") };
         for lane in lanes(mask) {
-            self.read(warp.block, load.space, load.at.of(&warp.registers, lane), bytes)?;
+            self.read((warp, lane), load.space, load.at.of(&warp.registers, lane), bytes, Kind::Load)?;
             match &load.to {
                 Values::Words(to) => {
                     for (to, element) in to.iter().zip(bytes.chunks_exact(load.bytes)) {
@@ -148,7 +161,7 @@ impl Cluster<'_> {
                     each.for_each(|(from, element)| put(element, warp.registers[*from][lane]));
                 }
             }
-            self.write(warp.block, store.space, store.at.of(&warp.registers, lane), bytes)?;
+            self.write((warp, lane), store.space, store.at.of(&warp.registers, lane), bytes, Kind::Store)?;
         }
         Ok(())
     }
@@ -165,9 +178,9 @@ impl Cluster<'_> {
         for lane in lanes(mask) {
             let (at, y) = (at.of(&warp.registers, lane), warp.registers[with][lane]);
             let mut word = [0; 4];
-            self.read(warp.block, space, at, &mut word)?;
+            self.read((warp, lane), space, at, &mut word, Kind::Atomic)?;
             let x = u32::from_le_bytes(word);
-            self.write(warp.block, space, at, &reduce.apply(x, y).to_le_bytes())?;
+            self.write((warp, lane), space, at, &reduce.apply(x, y).to_le_bytes(), Kind::Atomic)?;
             if let Some(old) = old {
                 warp.registers[old][lane] = x;
             }

@@ -8,6 +8,7 @@ mod execute;
 mod mbarrier;
 mod memory;
 mod product;
+mod races;
 mod random;
 mod report;
 mod schedule;

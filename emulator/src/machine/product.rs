@@ -2,6 +2,7 @@
 
 use super::SHARED_BASE;
 use super::cluster::Cluster;
+use super::races::{Kind, What};
 use super::warp::{Wait, Warp};
 use crate::fault::{Result, fault};
 use crate::isa::{Element, Factor, LANES, Op, Registers, Wgmma};
@@ -64,6 +65,9 @@ impl Cluster<'_> {
         warp.issued += 1;
         let ticket = warp.issued;
         warp.products.push_back(Issue { pc, left, right, keep: keep != 0, ticket });
+        if let Some(races) = &mut self.races {
+            warp.product_pasts.push_back(races.issue_product(warp));
+        }
         // It may be done at once, or as late as its wait.
         if self.issued_by_all(warp, ticket) && self.random.below(4) < self.eager {
             self.retire(warp, ticket)?;
@@ -81,7 +85,11 @@ impl Cluster<'_> {
             return Ok(());
         }
         warp.product_groups.drain(..ended);
-        self.retire(warp, ticket)
+        self.retire(warp, ticket)?;
+        if let Some(races) = &mut self.races {
+            races.leave_products(warp, ticket);
+        }
+        Ok(())
     }
 
     /// Does the products up to one, for the four warps.
@@ -91,11 +99,16 @@ impl Cluster<'_> {
             warp.products.pop_front();
             let Op::Wgmma(product) = &kernel.code[issue.pc].op else { fault!("no product") };
             self.right_factor(warp.block, product, issue.right)?;
+            self.note_product(warp, product, &issue)?;
             self.multiply(warp, product, issue)?;
             for i in self.others(warp) {
                 let mut other = std::mem::take(&mut self.warps[i]);
                 let theirs = other.products.pop_front();
-                let result = if theirs == Some(issue) { self.multiply(&mut other, product, issue) } else { Ok(()) };
+                let result = if theirs == Some(issue) {
+                    self.note_product(&mut other, product, &issue).and_then(|()| self.multiply(&mut other, product, issue))
+                } else {
+                    Ok(())
+                };
                 self.warps[i] = other;
                 result?;
                 if theirs != Some(issue) {
@@ -123,24 +136,27 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// A row of a factor in shared memory: 32 bytes, in two chunks that the swizzle places.
-    fn factor_row(&self, block: usize, element: Element, descriptor: u64, row: usize) -> Result<[f32; DEPTH]> {
-        let start = (descriptor & 0x3fff) << 4;
-        let stride = (descriptor >> 32 & 0x3fff) << 4;
-        let (width, bits) = match descriptor >> 62 {
-            1 => (128, 0x70),
-            2 => (64, 0x30),
-            3 => (32, 0x10),
-            _ => fault!("a factor without swizzle is not modelled"),
-        };
-        if descriptor >> 49 & 7 != 0 {
-            fault!("a factor with a base offset is not modelled");
+    /// Notes what a warp's part of a product reads: its rows of the left factor, and the right factor.
+    fn note_product(&mut self, warp: &mut Warp, product: &Wgmma, issue: &Issue) -> Result<()> {
+        let Some(past) = warp.product_pasts.pop_front() else { return Ok(()) };
+        let first = warp.index as usize % WARPS * ROWS;
+        let left = (first..first + ROWS).filter(|_| matches!(product.left, Factor::Shared(_))).map(|row| (issue.left, row));
+        let right = (0..product.columns).map(|row| (issue.right, row));
+        for (descriptor, row) in left.chain(right) {
+            for at in factor_chunks(descriptor, row)? {
+                let what = What { at: (warp.block, at), bytes: 16, kind: Kind::Product, pc: issue.pc };
+                self.touch_by_product(warp, issue.ticket, &what, &past)?;
+            }
         }
+        Ok(())
+    }
+
+    /// A row of a factor in shared memory as numbers.
+    fn factor_row(&self, block: usize, element: Element, descriptor: u64, row: usize) -> Result<[f32; DEPTH]> {
         let shared = &self.blocks[block].shared;
         let mut bytes = [0; 32];
-        for (i, chunk) in bytes.chunks_exact_mut(16).enumerate() {
-            let at = start + (row as u64 / 8) * stride + (row as u64 % 8) * width + 16 * i as u64;
-            let at = (at ^ (at >> 3 & bits)) as usize;
+        for (chunk, at) in bytes.chunks_exact_mut(16).zip(factor_chunks(descriptor, row)?) {
+            let at = at as usize;
             let Some(from) = shared.get(at..at + 16).filter(|_| at >= SHARED_BASE as usize) else {
                 fault!("a factor at {at}, outside the launch's shared memory");
             };
@@ -184,6 +200,25 @@ impl Cluster<'_> {
         }
         Ok(())
     }
+}
+
+/// Where the two chunks of 16 bytes of a factor's row lie: the swizzle places them.
+fn factor_chunks(descriptor: u64, row: usize) -> Result<[u32; 2]> {
+    let start = (descriptor & 0x3fff) << 4;
+    let stride = (descriptor >> 32 & 0x3fff) << 4;
+    let (width, bits) = match descriptor >> 62 {
+        1 => (128, 0x70),
+        2 => (64, 0x30),
+        3 => (32, 0x10),
+        _ => fault!("a factor without swizzle is not modelled"),
+    };
+    if descriptor >> 49 & 7 != 0 {
+        fault!("a factor with a base offset is not modelled");
+    }
+    Ok([0, 1].map(|i| {
+        let at = start + (row as u64 / 8) * stride + (row as u64 % 8) * width + 16 * i;
+        (at ^ (at >> 3 & bits)) as u32
+    }))
 }
 
 /// Adds eight sums of a row to the registers that hold them.

@@ -1,7 +1,7 @@
 //! Which warp runs next.
 
 use super::cluster::Cluster;
-use super::warp::{Wait, Warp};
+use super::warp::{Part, Wait, Warp};
 use crate::fault::{Result, fault};
 use crate::settings::Mode;
 
@@ -173,11 +173,16 @@ impl Cluster<'_> {
     }
 
     fn wake(&mut self, warp: &mut Warp, k: usize) {
-        let part = &mut warp.parts[k];
-        if let Wait::Barrier { id, result: Some(p), .. } = part.wait {
+        let Part { mask, wait, .. } = warp.parts[k];
+        warp.parts[k].wait = Wait::Nothing;
+        if let Wait::Barrier { id, result: Some(p), .. } = wait {
             let bits = if self.blocks[warp.block].barriers[id].result { !0 } else { 0 };
-            warp.registers.set(p, bits, part.mask);
+            warp.registers.set(p, bits, mask);
         }
-        part.wait = Wait::Nothing;
+        match (&mut self.races, wait) {
+            (Some(races), Wait::Barrier { id, .. }) => races.leave_named(warp, id, mask),
+            (Some(races), Wait::Cluster { .. }) => races.leave_cluster(warp, mask),
+            _ => {}
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::copy::SmallCopy;
 use super::product::Issue;
+use super::races::Past;
 use crate::isa::Registers;
 use crate::ptx::P;
 use std::collections::VecDeque;
@@ -62,6 +63,8 @@ pub(super) struct Warp {
     /// Products that are in flight, how many were issued, and the last one of each group.
     pub(super) products: VecDeque<Issue>,
     pub(super) issued: u64,
+    /// What was ordered before each of them, where races are looked for.
+    pub(super) product_pasts: VecDeque<Past>,
     pub(super) product_groups: VecDeque<u64>,
     /// Generation of the cluster's barrier that it has arrived at, and not waited for.
     pub(super) arrived: Option<u64>,

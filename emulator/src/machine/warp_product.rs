@@ -36,7 +36,7 @@ impl Cluster<'_> {
         let mut matrices = [[[0u16; 8]; 8]; 4];
         for (j, matrix) in matrices.iter_mut().enumerate().take(to.len()) {
             for (i, row) in matrix.iter_mut().enumerate() {
-                let bytes = self.read_row(warp, at.of(&warp.registers, 8 * j + i))?;
+                let bytes = self.read_row(warp, 8 * j + i, at.of(&warp.registers, 8 * j + i))?;
                 *row = std::array::from_fn(|k| u16::from_le_bytes([bytes[2 * k], bytes[2 * k + 1]]));
             }
         }

@@ -36,7 +36,7 @@ fn a_warp_wide_instruction_that_half_a_warp_cannot_reach_is_a_deadlock() {
         "setp.lt.u32 %p0, %r0, 16; mov.u32 %r1, 0;
         @%p0 bra $half;
         bar.warp.sync -1; bra $end;
-        $half: mbarrier.init.shared::cta.b64 [%r63], 1;
+        $half: setp.eq.u32 %p2, %r0, 0; @%p2 mbarrier.init.shared::cta.b64 [%r63], 1; bar.warp.sync 0xffff;
         $again: mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r63], 0; @!%p1 bra $again;
         $end: st.global.u32 [%rd2], %r1;",
     );

@@ -20,7 +20,7 @@ fn a_store_to_parameters() {
 #[test]
 fn shared_memory_has_ends() {
     let store = |offset: i32| format!("st.shared.u32 [%r63+{offset}], %r0;");
-    let run = Run { shared_bytes: 64, ..Run::default() };
+    let run = Run { threads: 1, shared_bytes: 64, ..Run::default() };
     assert!(run.run(&store(60)).is_ok());
     for (offset, what) in [(64, "bytes at 64: the launch has 64"), (-4, "bytes at -4: the launch has 64"), (62, "at 62")] {
         let report = run.fails(&store(offset));

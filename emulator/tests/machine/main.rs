@@ -5,6 +5,7 @@ mod control;
 mod copies;
 mod faults;
 mod products;
+mod races;
 mod schedules;
 
 use stem_emulator::fault::Result;

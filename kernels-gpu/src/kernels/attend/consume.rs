@@ -6,7 +6,7 @@ use crate::abi::AttendParams;
 use crate::pipeline::key_scales::{KeyScales, RowScales};
 use crate::pipeline::ring::Cursor;
 use crate::pipeline::work::{Place, Slot, item};
-use crate::ptx::{math, smem, special, warp, wgmma};
+use crate::ptx::{SmemAddr, math, smem, special, warp, wgmma};
 use crate::tile::epilogue::{RowPair, store_lse, store_rows};
 use crate::tile::mma::{FIRST, Output, PendingProduct, PendingScores, SECOND, Scores, issue_qk, q_rows};
 use crate::tile::softmax::OnlineSoftmax;
@@ -29,7 +29,7 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
             return;
         }
         let mut count = announced(p, shared, k, stage);
-        let mut scores = issue_first(shared, wg, k, stage, [Scores::zero(), Scores::zero()]).landed();
+        let mut scores = issue_first(shared, wg, k, first_tile(shared, k, stage, count), [Scores::zero(), Scores::zero()]).landed();
         loop {
             let at = Cursor::at(k);
             let (mut output, mut rest);
@@ -65,7 +65,7 @@ pub(super) unsafe fn consume<S: KeyScales>(p: &AttendParams, shared: Shared, key
             }
             count = announced(p, shared, k + 1, stage);
             // Also where nothing comes, or no keys: nobody looks at the scores then, and products on a condition would be serialised.
-            let pending = issue_first(shared, wg, k + 1, stage, [Scores::zero(), Scores::zero()]);
+            let pending = issue_first(shared, wg, k + 1, first_tile(shared, k + 1, stage, count), [Scores::zero(), Scores::zero()]);
             // All but the products just issued.
             wgmma::wait::<1>();
             let product = rest.1.landed();
@@ -142,13 +142,19 @@ impl First {
     }
 }
 
-/// Issues Q K of item `k`'s first tile, in stage `stage`. `reuse` gives its registers.
+/// The first K tile of item `k`, in stage `stage`. Where it has no keys, its Q tile: a copy may be writing to the stage.
+#[inline(always)]
+fn first_tile(shared: Shared, k: u32, stage: u32, count: u32) -> SmemAddr {
+    if count > 0 { shared.k_tile(Cursor::at(stage)) } else { shared.q_tile(Cursor::at(k)) }
+}
+
+/// Issues Q K of item `k`'s first tile, whose keys are at `keys`. `reuse` gives its registers.
 ///
 /// # Safety
 /// Called by a warpgroup, converged. Unless somebody has waited for both tiles, nobody may use what comes out.
 #[inline(always)]
-unsafe fn issue_first(shared: Shared, wg: u32, k: u32, stage: u32, reuse: [Scores; 2]) -> First {
-    let (q, keys) = (q_rows(shared.q_tile(Cursor::at(k)), wg), shared.k_tile(Cursor::at(stage)));
+unsafe fn issue_first(shared: Shared, wg: u32, k: u32, keys: SmemAddr, reuse: [Scores; 2]) -> First {
+    let q = q_rows(shared.q_tile(Cursor::at(k)), wg);
     let [a, b] = reuse;
     // SAFETY: forwarded from the caller.
     unsafe {
