@@ -10,8 +10,8 @@ use stem_attn_kernels::abi::RowStrides;
 use stem_attn_kernels::config::select::{PART_TOKENS, STEP, TILE};
 use stem_attn_kernels::config::{GROUPS, HEAD_DIM, SUM_LEN};
 
-/// Sums as `[2048, total_kb, hkv]` in boxes of 64 elements of 64 key blocks of one head.
-pub(super) fn key_sums(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<TensorMap> {
+/// Sums as `[2048, total_kb, hkv]` in boxes of 64 elements of so many tiles of 64 key blocks of one head.
+pub(super) fn key_sums(at: &Launcher<'_>, sums: &Span<bf16>, tiles: u32) -> Result<TensorMap> {
     let (blocks, heads) = (at.geometry.host().total_kb() as u64, at.heads.hkv as u64);
     let row = (SUM_LEN * size_of::<bf16>()) as u64;
     let desc = TensorMapDesc {
@@ -21,7 +21,7 @@ pub(super) fn key_sums(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<TensorMap
         bytes: sums.bytes(),
         dims: &[SUM_LEN as u64, blocks, heads],
         strides: &[row, row * blocks],
-        box_dims: &[STEP, TILE, 1],
+        box_dims: &[STEP, tiles * TILE, 1],
         swizzle: Swizzle::B128,
     };
     TensorMap::encode(at.kernels.device(), &desc)

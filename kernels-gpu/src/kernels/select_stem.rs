@@ -30,11 +30,11 @@ use crate::tile::strip::Strips;
 /// Launched with the grid, cluster, block size and shared memory that the host crate's `ops::select` computes, on buffers whose
 /// extents it has checked; the blocks of a cluster have heads of one KV head.
 #[unsafe(no_mangle)]
-pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _k_sums: TensorMap, _queries: TensorMap) {
-    let k_map = tensor_map_param!(select_stem, 1);
-    let q_map = tensor_map_param!(select_stem, 2);
+pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _tile: TensorMap, _tiles: TensorMap, _queries: TensorMap) {
+    let k_maps = [tensor_map_param!(select_stem, 1), tensor_map_param!(select_stem, 2)];
+    let q_map = tensor_map_param!(select_stem, 3);
     // SAFETY: forwarded from the host.
-    unsafe { select(&p, k_map, q_map) }
+    unsafe { select(&p, k_maps, q_map) }
 }
 
 /// The kernel's body: barriers, then roles.
@@ -42,7 +42,7 @@ pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _k_sums: TensorMa
 /// # Safety
 /// As the entry; called by all threads of the block.
 #[inline(always)]
-unsafe fn select(p: &SelectParams, k_map: TensorMapPtr, q_map: TensorMapPtr) {
+unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPtr) {
     let shared = Shared::of_block();
     let thread = special::tid_x();
     let blocks = cluster::blocks();
@@ -73,7 +73,7 @@ unsafe fn select(p: &SelectParams, k_map: TensorMapPtr, q_map: TensorMapPtr) {
             regs::setmaxnreg_dec::<COPY_REGS>();
             if warp_index == CONSUMER_WARPS + SIDE_WARPS {
                 pdl::wait();
-                copy::copy_keys(p, shared, k_map, thread % 32);
+                copy::copy_keys(p, shared, k_maps, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 1 {
                 copy::hand_over_sums(p, q_map);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 2 {

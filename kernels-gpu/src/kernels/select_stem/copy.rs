@@ -2,7 +2,7 @@
 
 use crate::abi::SelectParams;
 use crate::config::GROUPS;
-use crate::config::select::{CONSUMERS, PARTS, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
+use crate::config::select::{CHUNK, PARTS, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
 use crate::pipeline::kept::{keep, kept, kept_alike};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
@@ -10,14 +10,14 @@ use crate::ptx::tma::{self, TensorMapPtr};
 use crate::ptx::{cluster, fence, mbarrier, special, warp};
 use crate::tile::queries::Queries;
 use crate::tile::strip::Strips;
-use crate::unroll;
 
-/// The warp that copies key sums. Of the tiles of a stage each block of the cluster loads every `blocks`-th, for all of them.
+/// The warp that copies key sums. Each block of the cluster loads every `blocks`-th copy of a stage, for all of them: two tiles, or the
+/// only one. This warp sets the pace where prompts are long, so a stage is as few instructions as can be.
 ///
 /// # Safety
-/// A whole warp, converged, after the barriers' initialisation; the summaries are complete.
+/// A whole warp, converged, after the barriers' initialisation; the summaries are complete. `maps` are of a tile and of two.
 #[inline(always)]
-pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMapPtr, lane: u32) {
+pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMapPtr; 2], lane: u32) {
     let (rank, blocks, leader) = (cluster::rank(), cluster::blocks(), (lane == 0) as u32);
     let everyone = ((1u32 << blocks) - 1) as u16;
     let (mut strips, mut spans) = (Strips::new(p), 0u32);
@@ -38,22 +38,22 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, k_map: TensorMa
                 // The parity of the phase before the first is 1: the first span does not wait.
                 mbarrier::wait(shared.done(), (spans & 1) ^ 1);
                 let (chunks, stages) = (span.chunks(), span.stages());
-                let (mut step, mut n) = (0, 0);
+                let (tiles, map) = if stages == RING_TILES { (1, maps[0]) } else { (2, maps[1]) };
+                let (mut step, mut at) = (0, Turn::<RING_TILES>::START);
                 while step < STEPS {
                     let mut chunk = 0;
                     while chunk < chunks {
-                        let tiles = span.tiles(chunk);
-                        let key = kb_start + first + (chunk * CONSUMERS * TILE) as i32;
-                        let at = Turn::<RING_TILES>::of(n, stages);
+                        let copies = span.tiles(chunk).div_ceil(tiles);
                         shared.keys.wait_empty(at);
-                        mbarrier::expect_tx_if(shared.keys.full(at), tiles * TILE_BYTES, leader);
-                        unroll!(T < 4 {
-                            let tile = T as u32;
-                            let mine = leader & (tile < tiles) as u32 & (tile & (blocks - 1) == rank) as u32;
-                            let coords = [(step * STEP) as i32, key + (tile * TILE) as i32, kv_head];
-                            cluster::load_3d_if(shared.key_tile(at.stage(), stages, tile), k_map, shared.keys.full(at), coords, everyone, mine);
-                        });
-                        n += 1;
+                        mbarrier::expect_tx_if(shared.keys.full(at), copies * tiles * TILE_BYTES, leader);
+                        let mut copy = rank;
+                        while copy < copies {
+                            let key = kb_start + first + (chunk * CHUNK + copy * tiles * TILE) as i32;
+                            let to = shared.key_tile(at.stage(), stages, copy * tiles);
+                            cluster::load_3d(to, map, shared.keys.full(at), [(step * STEP) as i32, key, kv_head], everyone);
+                            copy += blocks;
+                        }
+                        at = at.next_of(stages);
                         chunk += 1;
                     }
                     step += 1;

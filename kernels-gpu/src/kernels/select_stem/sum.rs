@@ -9,7 +9,7 @@ use crate::pipeline::kept::{keep, kept, kept_alike};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{self, TensorMapPtr};
-use crate::ptx::{SmemAddr, cp_async, mbarrier, smem, special, warp};
+use crate::ptx::{SmemAddr, cp_async, fence, mbarrier, smem, special, warp};
 use crate::tile::octet::{Weights, sum_octet};
 use crate::tile::queries::{Queries, Scales};
 use crate::tile::strip::{Octets, Strips};
@@ -61,6 +61,9 @@ unsafe fn octets_again() -> Octets {
     Octets { first, count }
 }
 
+/// Bit of a unit that tells whether its first half was copied by threads; the next bit is the second's.
+const COPIED: u32 = 30;
+
 /// A unit of a strip, in one word.
 #[derive(Clone, Copy)]
 struct Unit(u32);
@@ -76,7 +79,7 @@ impl Unit {
     /// Group.
     #[inline(always)]
     fn group(self) -> u32 {
-        self.0 >> 4
+        self.0 << PARTS >> (4 + PARTS)
     }
 
     /// Which of the octets.
@@ -98,14 +101,26 @@ impl Unit {
         let (group, n) = (self.group() + groups, self.n() + rest);
         Self::new(if n < octets { [group, n] } else { [group + 1, n - octets] }, self.turn() ^ 1)
     }
+
+    /// The same, of which these halves, a bit each, were copied by threads.
+    #[inline(always)]
+    fn with_copied(self, parts: u32) -> Self {
+        Self(self.0 | parts << COPIED)
+    }
+
+    /// Whether threads copied half `part`, and not the tensor map.
+    #[inline(always)]
+    fn copied(self, part: u32) -> bool {
+        self.0 >> COPIED >> part & 1 != 0
+    }
 }
 
-/// Has half `part` of a unit that exists come to the warp's stage for it.
+/// Has half `part` of a unit that exists come to the warp's stage for it. Returns whether threads copy it.
 ///
 /// # Safety
 /// In [`sum_strip`], by the whole warp, converged, of which no lane reads the stage any more.
 #[inline(always)]
-unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) {
+unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) -> bool {
     // SAFETY: forwarded; the stage is the warp's.
     unsafe {
         let (queries, shared, lane) = (Queries::from_words(p, kept::<1>()), Shared::again(), special::tid_x_again() % 32);
@@ -115,7 +130,7 @@ unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) {
         let (coords, there) = queries.box_of(half);
         if there {
             mbarrier::expect_tx_if(full, QUERY_BYTES, leader);
-            tma::load_4d_if(to, q_map, full, coords, leader);
+            tma::load_4d(to, q_map, full, coords);
         } else {
             queries.copy(half, to, lane);
             cp_async::arrive(full);
@@ -123,6 +138,7 @@ unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) {
             warp::sync();
             mbarrier::arrive_if(full, leader);
         }
+        !there
     }
 }
 
@@ -146,12 +162,16 @@ unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32
         let mut more = warp::any(exists(at) as u32);
         let mut scales = load(at, more);
         if more {
-            let mut part = 0;
+            // What the strip before was copied by threads must not come after what the tensor map brings.
+            fence::proxy_async_shared();
+            warp::sync();
+            let (mut part, mut copied) = (0, 0);
             while part < PARTS {
                 part = special::no_unroll(part);
-                fill(p, q_map, at, part);
+                copied |= (fill(p, q_map, at, part) as u32) << part;
                 part += 1;
             }
+            at = at.with_copied(copied);
         }
         while more {
             let weights = Weights::new(scales);
@@ -171,20 +191,24 @@ unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32
                 mbarrier::wait(shared.unit_full(stage), at.turn());
                 shared.unit(stage)
             };
+            let mut copied = 0;
             sum_octet(stage, &weights, lane, |part, values| {
                 let to = sums_of_part(to, part);
                 unroll!(H < 2 { smem::st_v4(SmemAddr(to ^ (16 * H as u32)), values[H]); });
+                if at.copied(part) {
+                    fence::proxy_async_shared();
+                }
                 // All lanes have read the stage.
                 warp::sync();
                 if more {
-                    fill(p, q_map, after, part);
+                    copied |= (fill(p, q_map, after, part) as u32) << part;
                 }
             });
             // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others. Every barrier is told
             // as often: the last octet speaks for those that are not there.
             let (shared, Octets { count, .. }) = (Shared::again(), octets_again());
             mbarrier::arrive_times(shared.written(Turn::at(at.group())), if at.n() + 1 == count { OCTETS - at.n() } else { 1 });
-            at = after;
+            at = after.with_copied(copied);
         }
         at.turn()
     }
