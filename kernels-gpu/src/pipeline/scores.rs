@@ -42,6 +42,16 @@ impl Shared {
         Self::from(smem::base_again())
     }
 
+    /// The same, known to be alike in all lanes: what follows from it lives in uniform registers.
+    ///
+    /// # Safety
+    /// Called by a whole warp, converged.
+    #[inline(always)]
+    unsafe fn alike(self) -> Self {
+        // SAFETY: forwarded.
+        Self::from(SmemAddr(unsafe { warp::shfl_idx_u32(self.base.0, 0) }))
+    }
+
     #[inline(always)]
     fn from(base: SmemAddr) -> Self {
         Self {
@@ -180,29 +190,32 @@ impl Consumer {
     #[inline(always)]
     unsafe fn multiply<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, stages: u32) -> Products {
         let mut acc = [[0.0; 16]; 4];
-        // As if it were not known: the loop would be unrolled, and addresses of all its stages kept.
-        let mut keys = Turn::<RING_TILES>::of(math::here(0) as u32, stages);
-        let mut keys_before = keys;
         let mut step = 0;
         // SAFETY: stages are waited for before they are read, and given back when the products on them are complete.
         unsafe {
             while step < STEPS {
+                // Both anew in every pass, or addresses of all stages would be kept; and from lane 0.
+                step = warp::shfl_idx_u32(step, 0);
+                let shared = shared.alike();
                 // Of the step's number, which is kept anyway: registers are short.
                 let group = step / 2;
                 let sums = Turn::<SUM_TURNS>::at(group);
                 shared.sums.wait_full(sums);
                 unroll!(H < 2 {
-                    let q = descriptor_k128(shared.group(sums).offset(H as u32 * SUM_BYTES).0);
+                    let q = shared.group(sums).offset(H as u32 * SUM_BYTES);
                     unroll!(C < 4 {
                         if C < CHUNKS {
+                            // Of the step's number, too: what all lanes have alike is in uniform registers, where the descriptors must be.
+                            let n = (step + H as u32) * CHUNKS as u32 + C as u32;
+                            let (keys, keys_before) = (Turn::<RING_TILES>::of(n, stages), Turn::of(n.wrapping_sub(1), stages));
                             // All four warps wait where there is a product to keep them in step: the stage is given back when all of
                             // them have issued it. Where there is none, only the warp that gives it back does: another, held up, would
                             // find the stage filled anew and wait for a phase that is over.
                             shared.keys.wait_full_if(keys, (C < TILES) | (self.thread < 32));
                             if C < TILES {
-                                let k = descriptor_k128(shared.key_tile(keys.stage(), stages, self.warpgroup).0);
+                                let k = shared.key_tile(keys.stage(), stages, self.warpgroup);
                                 wgmma::fence();
-                                unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], k + 2 * I as u64, q + 2 * I as u64, 1); });
+                                unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], advanced(k, 2 * I as u32), advanced(q, 2 * I as u32), 1); });
                                 wgmma::commit();
                                 wgmma::wait::<1>();
                             } else {
@@ -214,8 +227,6 @@ impl Consumer {
                             if H == 0 && C == 0 {
                                 self.release_sums(shared, Turn::at(group.wrapping_sub(1)), 1 - first);
                             }
-                            keys_before = keys;
-                            keys = keys.next_of(stages);
                         }
                     });
                 });
@@ -223,7 +234,7 @@ impl Consumer {
             }
             wgmma::wait::<0>();
             unroll!(C < 4 { if C < TILES { wgmma::keep(&mut acc[C]); } });
-            self.release_keys(shared, keys_before, 1);
+            self.release_keys(shared, Turn::of(STEPS * CHUNKS as u32 - 1, stages), 1);
             self.release_sums(shared, Turn::at(STEPS / 2 - 1), 1);
         }
         acc
@@ -326,6 +337,13 @@ impl Consumer {
             (_, true) => run!(4, 4, 4),
         }
     }
+}
+
+/// Descriptor of the tile at `tile`, advanced by `by` units of 16 bytes: in the lower half, as a 64-bit addition has a carry.
+#[inline(always)]
+fn advanced(tile: SmemAddr, by: u32) -> u64 {
+    let descriptor = descriptor_k128(tile.0);
+    (descriptor & !0xFFFF_FFFF) | (descriptor as u32 + by) as u64
 }
 
 /// Scores, or their nearest bf16.
