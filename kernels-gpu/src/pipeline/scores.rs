@@ -207,7 +207,7 @@ impl Consumer {
                         if C < CHUNKS {
                             // Of the step's number, too: what all lanes have alike is in uniform registers, where the descriptors must be.
                             let n = (step + H as u32) * CHUNKS as u32 + C as u32;
-                            let (keys, keys_before) = (Turn::<RING_TILES>::of(n, stages), Turn::of(n.wrapping_sub(1), stages));
+                            let keys = Turn::<RING_TILES>::of(n, stages);
                             // All four warps wait where there is a product to keep them in step: the stage is given back when all of
                             // them have issued it. Where there is none, only the warp that gives it back does: another, held up, would
                             // find the stage filled anew and wait for a phase that is over.
@@ -217,25 +217,17 @@ impl Consumer {
                                 wgmma::fence();
                                 unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], advanced(k, 2 * I as u32), advanced(q, 2 * I as u32), 1); });
                                 wgmma::commit();
-                                wgmma::wait::<1>();
-                            } else {
                                 wgmma::wait::<0>();
                             }
-                            // The stage before this one is free now; with the first of a group, the group before, too.
-                            let first = ((step == 0) & (H == 0) & (C == 0)) as u32;
-                            self.release_keys(shared, keys_before, 1 - first);
-                            if H == 0 && C == 0 {
-                                self.release_sums(shared, Turn::at(group.wrapping_sub(1)), 1 - first);
-                            }
+                            // At once, not when the next is on its way: where copies set the pace the stage is missing.
+                            self.release_keys(shared, keys, 1);
                         }
                     });
                 });
+                self.release_sums(shared, sums, 1);
                 step += 2;
             }
-            wgmma::wait::<0>();
             unroll!(C < 4 { if C < TILES { wgmma::keep(&mut acc[C]); } });
-            self.release_keys(shared, Turn::of(STEPS * CHUNKS as u32 - 1, stages), 1);
-            self.release_sums(shared, Turn::at(STEPS / 2 - 1), 1);
         }
         acc
     }
