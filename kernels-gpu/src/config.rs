@@ -148,6 +148,8 @@ pub mod select {
     pub const CONSUMER_BARRIER: u32 = 1;
     /// Warps of the consumers.
     pub const CONSUMER_WARPS: u32 = CONSUMER_THREADS / 32;
+    /// KV heads whose mean and deviation of norms are kept for strips to come.
+    pub const MOMENTS_HEADS: u32 = 4;
     /// Stages of value norms of the warp that makes the value terms, four for each lane: copies in flight for which it has no registers.
     pub const NORM_STAGES: u32 = 8;
     /// Bytes of one.
@@ -218,8 +220,8 @@ pub mod select {
     /// Where things lie in dynamic shared memory.
     pub mod smem {
         use super::{
-            CONSUMER_WARPS, NORM_BYTES, NORM_STAGES, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SPAN, SUM_BYTES,
-            SUM_STAGES, SUM_TURNS, THREADS, TILE_BYTES,
+            CONSUMER_WARPS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SIDE_WARPS,
+            SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
@@ -261,12 +263,16 @@ pub mod select {
         pub const TERMS: u32 = DONE + 8;
         /// Barrier that completes, once a span, when the consumers have read them.
         pub const TERMS_READ: u32 = TERMS + 8;
-        /// What the other warps keep.
+        /// What other warps keep: those beside the consumers, and two of those that copy.
         pub const SIDE_KEPT: u32 = (TERMS_READ + 8).next_multiple_of(16);
         /// Bytes of a warp's: three times four words.
         pub const SIDE_KEPT_BYTES: u32 = 48;
+        /// Means and deviations of the norms of some KV heads: f64, f32, and whose they are.
+        pub const MOMENTS: u32 = SIDE_KEPT + (SIDE_WARPS + 2) * SIDE_KEPT_BYTES;
+        /// Bytes of one.
+        pub const MOMENTS_BYTES: u32 = 16;
         /// Bytes of dynamic shared memory.
-        pub const BYTES: u32 = SIDE_KEPT + (THREADS / 32 - CONSUMER_WARPS) * SIDE_KEPT_BYTES;
+        pub const BYTES: u32 = MOMENTS + MOMENTS_HEADS * MOMENTS_BYTES;
         const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }

@@ -119,6 +119,8 @@ unsafe fn init(shared: Shared, blocks: u32) {
 #[inline(always)]
 unsafe fn make_terms(p: &SelectParams, shared: Shared) {
     let (mut strips, mut pass) = (Strips::new(p), 0u32);
+    // SAFETY: the moments are the warp's own.
+    unsafe { ValueTerm::forget(shared.moments()) };
     // SAFETY: terms are overwritten when the consumers have read those of the span before, which they do not before these are written, so
     // that neither barrier is ever two phases ahead.
     unsafe {
@@ -128,12 +130,12 @@ unsafe fn make_terms(p: &SelectParams, shared: Shared) {
             if !strip.has_scores(p, special::tid_x_again() % 32) {
                 continue;
             }
-            let value = ValueTerm::new(p, &strip, shared.norms());
+            let value = ValueTerm::new(p, &strip, shared.norms(), shared.moments());
             let mut first = 0;
             while first < strip.keys {
                 // The parity of the phase before the first is 1: the first span does not wait.
                 mbarrier::wait(shared.terms_read(), pass ^ 1);
-                value.write(strip.span(first), shared.bias());
+                value.write(strip.span(first), shared.norms(), shared.bias());
                 // Every lane for itself, after its own stores.
                 mbarrier::arrive(shared.terms());
                 first += SPAN as i32;

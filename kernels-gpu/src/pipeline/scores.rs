@@ -104,6 +104,12 @@ impl Shared {
         self.base.offset(map::NORMS)
     }
 
+    /// Means and deviations of value norms ([`crate::tile::reduce`]).
+    #[inline(always)]
+    pub fn moments(self) -> SmemAddr {
+        self.base.offset(map::MOMENTS)
+    }
+
     /// The plan of the block's `n`-th strip.
     #[inline(always)]
     pub fn plan(self, n: u32) -> Plan {
