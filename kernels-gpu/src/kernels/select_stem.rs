@@ -64,7 +64,7 @@ unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPt
         } else if warp_index < CONSUMER_WARPS + SIDE_WARPS {
             regs::setmaxnreg_dec::<SUM_REGS>();
             if warp_index < CONSUMER_WARPS + SUM_WARPS {
-                sum::sum_queries(p, q_map);
+                sum::sum_queries(p, shared, q_map, warp_index - CONSUMER_WARPS);
             } else {
                 pdl::wait();
                 make_terms(p, shared);

@@ -20,7 +20,7 @@ use crate::unroll;
 /// # Safety
 /// A whole warp, converged, after the barriers' initialisation; one of the [`SUM_WARPS`] behind the consumers.
 #[inline(always)]
-pub(super) unsafe fn sum_queries(p: &SelectParams, q_map: TensorMapPtr) {
+pub(super) unsafe fn sum_queries(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32) {
     let (mut strips, mut done, mut turn) = (Strips::new(p), 0u32, 0u32);
     // SAFETY: barriers are initialised.
     unsafe {
@@ -37,17 +37,11 @@ pub(super) unsafe fn sum_queries(p: &SelectParams, q_map: TensorMapPtr) {
             keep::<0>([round, row, (done + groups * octets.count) % SUM_WARPS, groups]);
             keep::<1>(Queries::of(p, &strip, octets.first).words());
             keep::<2>([octets.first, octets.count, 0, 0]);
-            turn = sum_strip(p, q_map, (SUM_WARPS + number() - done) % SUM_WARPS, turn);
+            turn = sum_strip(p, shared, q_map, number, [(SUM_WARPS + number - done) % SUM_WARPS, turn]);
             let [round, row, after, _] = kept_alike::<0>();
             (strips, done) = (Strips::at(p, [round, row]), after);
         }
     }
-}
-
-/// Which of the warps that sum it is.
-#[inline(always)]
-fn number() -> u32 {
-    special::tid_x_again() / 32 - CONSUMER_WARPS
 }
 
 /// The octets of the strip at which the warp is, as it has kept them.
@@ -120,12 +114,12 @@ impl Unit {
 /// # Safety
 /// In [`sum_strip`], by the whole warp, converged, of which no lane reads the stage any more.
 #[inline(always)]
-unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) -> bool {
+unsafe fn fill(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32, at: Unit, part: u32) -> bool {
     // SAFETY: forwarded; the stage is the warp's.
     unsafe {
-        let (queries, shared, lane) = (Queries::from_words(p, kept::<1>()), Shared::again(), special::tid_x_again() % 32);
+        let (queries, lane) = (Queries::from_words(p, kept::<1>()), special::tid_x_again() % 32);
         let half = queries.half(at.n(), at.group() % GROUPS as u32, part);
-        let stage = number() * PARTS + part;
+        let stage = number * PARTS + part;
         let (to, full, leader) = (shared.unit(stage), shared.unit_full(stage), (lane == 0) as u32);
         let (coords, there) = queries.box_of(half);
         if there {
@@ -148,7 +142,7 @@ unsafe fn fill(p: &SelectParams, q_map: TensorMapPtr, at: Unit, part: u32) -> bo
 /// # Safety
 /// As [`sum_queries`].
 #[inline(always)]
-unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32) -> u32 {
+unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32, [first, turn]: [u32; 2]) -> u32 {
     // SAFETY: queries are waited for before they are read, and the place of a group's sums before it is written: the products have
     // then read what was there.
     unsafe {
@@ -168,7 +162,7 @@ unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32
             let (mut part, mut copied) = (0, 0);
             while part < PARTS {
                 part = special::no_unroll(part);
-                copied |= (fill(p, q_map, at, part) as u32) << part;
+                copied |= (fill(p, shared, q_map, number, at, part) as u32) << part;
                 part += 1;
             }
             at = at.with_copied(copied);
@@ -176,18 +170,17 @@ unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32
         while more {
             let weights = Weights::new(scales);
             let Octets { first, count } = octets_again();
-            let after = at.after(count);
+            let after = Unit(warp::shfl_idx_u32(at.after(count).0, 0));
             more = warp::any(exists(after) as u32);
             // On their way while this unit is summed.
             scales = load(after, more);
-            let shared = Shared::again();
             // A span has an even number of passes over the turns: every strip finds them as the first one did. The stage is free when the
             // group has been read that many before: its barrier is the one that comes as many after.
             shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
             let lane = special::tid_x_again() % 32;
             let to = shared.group(Turn::at(at.group())).offset((first + at.n()) * OCTET_BYTES + sums_at(lane)).0;
             let stage = |part| {
-                let (shared, stage) = (Shared::again(), number() * PARTS + part);
+                let stage = number * PARTS + part;
                 mbarrier::wait(shared.unit_full(stage), at.turn());
                 shared.unit(stage)
             };
@@ -201,12 +194,12 @@ unsafe fn sum_strip(p: &SelectParams, q_map: TensorMapPtr, first: u32, turn: u32
                 // All lanes have read the stage.
                 warp::sync();
                 if more {
-                    copied |= (fill(p, q_map, after, part) as u32) << part;
+                    copied |= (fill(p, shared, q_map, number, after, part) as u32) << part;
                 }
             });
             // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others. Every barrier is told
             // as often: the last octet speaks for those that are not there.
-            let (shared, Octets { count, .. }) = (Shared::again(), octets_again());
+            let Octets { count, .. } = octets_again();
             mbarrier::arrive_times(shared.written(Turn::at(at.group())), if at.n() + 1 == count { OCTETS - at.n() } else { 1 });
             at = after.with_copied(copied);
         }
