@@ -11,7 +11,7 @@ use crate::config::select::{
     smem as map,
 };
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
-use crate::ptx::{SmemAddr, cluster, cvt, math, mbarrier, smem, special, warp, wgmma};
+use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
 use crate::tile::plan::Plan;
 use crate::tile::strip::Span;
 use crate::tile::topk::SharedScores;

@@ -2,17 +2,17 @@
 
 use crate::abi::SelectParams;
 use crate::config::GROUPS;
-use crate::config::select::{CONSUMER_WARPS, OCTET_BYTES, OCTETS, PARTS, QUERY_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS};
+use crate::config::select::{OCTET_BYTES, OCTETS, PARTS, QUERY_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS};
 use crate::layout::octet::{sums_at, sums_of_part};
 use crate::layout::select::unit;
-use crate::pipeline::kept::{keep, kept, kept_alike};
+use crate::pipeline::kept::{keep, kept_alike};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{self, TensorMapPtr};
 use crate::ptx::{SmemAddr, cp_async, fence, mbarrier, smem, special, warp};
 use crate::tile::octet::{Weights, sum_octet};
 use crate::tile::queries::{Queries, Scales};
-use crate::tile::strip::{Octets, Strips};
+use crate::tile::strip::Strips;
 use crate::unroll;
 
 /// A warp that sums: every seventh unit of the block's. It has two stages of queries for itself, and fills one while it sums the other.
@@ -42,17 +42,6 @@ pub(super) unsafe fn sum_queries(p: &SelectParams, shared: Shared, q_map: Tensor
             (strips, done) = (Strips::at(p, [round, row]), after);
         }
     }
-}
-
-/// The octets of the strip at which the warp is, as it has kept them.
-///
-/// # Safety
-/// In [`sum_strip`].
-#[inline(always)]
-unsafe fn octets_again() -> Octets {
-    // SAFETY: forwarded.
-    let [first, count, ..] = unsafe { kept::<2>() };
-    Octets { first, count }
 }
 
 /// Bit of a unit that tells whether its first half was copied by threads; the next bit is the second's.
@@ -114,10 +103,10 @@ impl Unit {
 /// # Safety
 /// In [`sum_strip`], by the whole warp, converged, of which no lane reads the stage any more.
 #[inline(always)]
-unsafe fn fill(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32, at: Unit, part: u32) -> bool {
+unsafe fn fill(queries: &Queries, shared: Shared, q_map: TensorMapPtr, number: u32, at: Unit, part: u32) -> bool {
     // SAFETY: forwarded; the stage is the warp's.
     unsafe {
-        let (queries, lane) = (Queries::from_words(p, kept::<1>()), special::tid_x_again() % 32);
+        let lane = special::tid_x_again() % 32;
         let half = queries.half(at.n(), at.group() % GROUPS as u32, part);
         let stage = number * PARTS + part;
         let (to, full, leader) = (shared.unit(stage), shared.unit_full(stage), (lane == 0) as u32);
@@ -147,12 +136,14 @@ unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, numbe
     // then read what was there.
     unsafe {
         // Groups are checked where scales are loaded: past the last there are none.
-        let exists = |at: Unit| at.group() < kept::<0>()[3];
+        let queries = Queries::from_words(p, kept_alike::<1>());
+        let ([first_octet, octets, ..], groups) = (kept_alike::<2>(), kept_alike::<0>()[3]);
+        let exists = |at: Unit| at.group() < groups;
         let load = |at: Unit, on| {
             let lane = special::tid_x_again() % 32;
-            Scales::of(&Queries::from_words(p, kept::<1>())).load(p, at.n(), at.group() % GROUPS as u32, lane, on)
+            Scales::of(&queries).load(p, at.n(), at.group() % GROUPS as u32, lane, on)
         };
-        let mut at = Unit(warp::shfl_idx_u32(Unit::new(unit(first, octets_again().count), turn).0, 0));
+        let mut at = Unit(warp::shfl_idx_u32(Unit::new(unit(first, octets), turn).0, 0));
         let mut more = warp::any(exists(at) as u32);
         let mut scales = load(at, more);
         if more {
@@ -162,15 +153,14 @@ unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, numbe
             let (mut part, mut copied) = (0, 0);
             while part < PARTS {
                 part = special::no_unroll(part);
-                copied |= (fill(p, shared, q_map, number, at, part) as u32) << part;
+                copied |= (fill(&queries, shared, q_map, number, at, part) as u32) << part;
                 part += 1;
             }
             at = at.with_copied(copied);
         }
         while more {
             let weights = Weights::new(scales);
-            let Octets { first, count } = octets_again();
-            let after = Unit(warp::shfl_idx_u32(at.after(count).0, 0));
+            let after = Unit(warp::shfl_idx_u32(at.after(octets).0, 0));
             more = warp::any(exists(after) as u32);
             // On their way while this unit is summed.
             scales = load(after, more);
@@ -178,7 +168,7 @@ unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, numbe
             // group has been read that many before: its barrier is the one that comes as many after.
             shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
             let lane = special::tid_x_again() % 32;
-            let to = shared.group(Turn::at(at.group())).offset((first + at.n()) * OCTET_BYTES + sums_at(lane)).0;
+            let to = shared.group(Turn::at(at.group())).offset((first_octet + at.n()) * OCTET_BYTES + sums_at(lane)).0;
             let stage = |part| {
                 let stage = number * PARTS + part;
                 mbarrier::wait(shared.unit_full(stage), at.turn());
@@ -194,13 +184,12 @@ unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, numbe
                 // All lanes have read the stage.
                 warp::sync();
                 if more {
-                    copied |= (fill(p, shared, q_map, number, after, part) as u32) << part;
+                    copied |= (fill(&queries, shared, q_map, number, after, part) as u32) << part;
                 }
             });
             // Every lane for itself: `compute-sanitizer --tool racecheck` does not follow what one lane says for others. Every barrier is told
             // as often: the last octet speaks for those that are not there.
-            let Octets { count, .. } = octets_again();
-            mbarrier::arrive_times(shared.written(Turn::at(at.group())), if at.n() + 1 == count { OCTETS - at.n() } else { 1 });
+            mbarrier::arrive_times(shared.written(Turn::at(at.group())), if at.n() + 1 == octets { OCTETS - at.n() } else { 1 });
             at = after.with_copied(copied);
         }
         at.turn()
