@@ -106,20 +106,20 @@ impl Unit {
 unsafe fn fill(queries: &Queries, shared: Shared, q_map: TensorMapPtr, number: u32, at: Unit, part: u32) -> bool {
     // SAFETY: forwarded; the stage is the warp's.
     unsafe {
-        let lane = special::tid_x_again() % 32;
         let half = queries.half(at.n(), at.group() % GROUPS as u32, part);
         let stage = number * PARTS + part;
-        let (to, full, leader) = (shared.unit(stage), shared.unit_full(stage), (lane == 0) as u32);
+        let (to, full) = (shared.unit(stage), shared.unit_full(stage));
         let (coords, there) = queries.box_of(half);
         if there {
-            mbarrier::expect_tx_if(full, QUERY_BYTES, leader);
+            mbarrier::expect_tx(full, QUERY_BYTES);
             tma::load_4d(to, q_map, full, coords);
         } else {
+            let lane = special::tid_x_again() % 32;
             queries.copy(half, to, lane);
             cp_async::arrive(full);
             // The barrier expects an arrival of every lane before the leader's can complete it.
             warp::sync();
-            mbarrier::arrive_if(full, leader);
+            mbarrier::arrive_if(full, (lane == 0) as u32);
         }
         !there
     }
