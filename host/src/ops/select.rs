@@ -113,9 +113,9 @@ struct Shape {
 }
 
 /// Clocks of a strip in which nothing but latency counts: statistics, look-ups, first queries, top-k.
-const STRIP_CLOCKS: usize = 15_000;
+const STRIP_CLOCKS: usize = 27_000;
 /// Clocks of a unit of queries in a warpgroup that sums, of which a strip of 32 rows has one a group, and shorter ones fewer.
-const UNIT_CLOCKS: usize = 3_000;
+const UNIT_CLOCKS: usize = 1_600;
 /// Clocks of the products of a strip with a key block, whatever its rows.
 const KEY_CLOCKS: usize = 80;
 

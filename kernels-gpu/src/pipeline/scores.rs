@@ -10,7 +10,7 @@ use crate::config::select::{
     CONSUMER_WARPS, CONSUMERS, PITCH, PLANS, QUERY_BYTES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
     smem as map,
 };
-use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
+use crate::layout::{accumulator_col, accumulator_row, descriptor_k128_at};
 use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
 use crate::tile::plan::Plan;
 use crate::tile::strip::Span;
@@ -208,7 +208,7 @@ impl Consumer {
                 let sums = Turn::<SUM_TURNS>::at(group);
                 shared.sums.wait_full(sums);
                 unroll!(H < 2 {
-                    let q = shared.group(sums).offset(H as u32 * SUM_BYTES);
+                    let q = shared.group(sums).offset(H as u32 * SUM_BYTES).0;
                     unroll!(C < 4 {
                         if C < CHUNKS {
                             // Of the step's number, too: what all lanes have alike is in uniform registers, where the descriptors must be.
@@ -219,9 +219,9 @@ impl Consumer {
                             // find the stage filled anew and wait for a phase that is over.
                             shared.keys.wait_full_if(keys, (C < TILES) | (self.thread < 32));
                             if C < TILES {
-                                let k = shared.key_tile(keys.stage(), stages, self.warpgroup);
+                                let k = shared.key_tile(keys.stage(), stages, self.warpgroup).0;
                                 wgmma::fence();
-                                unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], advanced(k, 2 * I as u32), advanced(q, 2 * I as u32), 1); });
+                                unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], descriptor_k128_at(k, 2 * I as u32), descriptor_k128_at(q, 2 * I as u32), 1); });
                                 wgmma::commit();
                                 wgmma::wait::<0>();
                             }
@@ -335,13 +335,6 @@ impl Consumer {
             (_, true) => run!(4, 4, 4),
         }
     }
-}
-
-/// Descriptor of the tile at `tile`, advanced by `by` units of 16 bytes: in the lower half, as a 64-bit addition has a carry.
-#[inline(always)]
-fn advanced(tile: SmemAddr, by: u32) -> u64 {
-    let descriptor = descriptor_k128(tile.0);
-    (descriptor & !0xFFFF_FFFF) | (descriptor as u32 + by) as u64
 }
 
 /// Scores, or their nearest bf16.
