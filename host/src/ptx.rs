@@ -172,7 +172,7 @@ mod tests {
             (KernelId::AppendKv, vec![size_of::<abi::AppendKvParams>()]),
             (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::SummarizeKvTokenScales, vec![size_of::<abi::SummarizeKvParams>()]),
-            (KernelId::Select, vec![size_of::<abi::SelectParams>(), 128]),
+            (KernelId::Select, vec![size_of::<abi::SelectParams>(), 128, 128, 128]),
             (KernelId::ProbeMeans, vec![size_of::<abi::ProbeMeansParams>()]),
             (KernelId::Probe, vec![size_of::<abi::SelectProbeParams>()]),
             (KernelId::ListsFromMask, vec![size_of::<abi::MaskListsParams>()]),

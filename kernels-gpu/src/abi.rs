@@ -206,11 +206,14 @@ pub struct SummarizeKvParams {
     pub count: i32,
 }
 
-/// `select_stem` (parameter 0; parameter 1 is the tensor map of the key sums): from queries and summaries to block lists.
+/// `select_stem` (parameter 0; parameters 1 and 2 are tensor maps): from queries and summaries to block lists.
 /// Grid `hq` times the strips of a head (or fewer, a multiple of the cluster), [`crate::config::select::THREADS`] threads, in
 /// clusters of heads that share a KV head.
 ///
 /// Tensor map of the key sums: bf16, 3D `[2048, total_kb, hkv]`, box `[64, 64, 1]`, 128-byte swizzle, zero fill.
+///
+/// Tensor map of the queries: bytes, 4D `[128, 16, q_mapped / 16, hq]` with the strides of 1 token, 16 tokens and 1 head, box
+/// `[128, 1, 64, 1]`, 128-byte swizzle, zero fill. A copy from `(0, t % 16, t / 16, h)` brings tokens t, t + 16, .., t + 1008 of head h.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SelectParams {
@@ -267,8 +270,8 @@ pub struct SelectParams {
     pub total_qb: i32,
     /// Key blocks over all requests.
     pub total_kb: i32,
-    /// Zero.
-    pub reserved: i32,
+    /// New tokens, from the first of the batch, that the tensor map of the queries reaches: a multiple of 16; 0: none.
+    pub q_mapped: i32,
 }
 
 /// `select_probe_means`: e4m3 means of every 8 keys of key blocks, all of them or those with new tokens. Grid (blocks, hkv),

@@ -355,3 +355,21 @@ fn chunks_select_as_the_whole() {
     let kept: i32 = all.counts.iter().sum();
     assert!((kept as usize) < hq * blocks * (blocks + 1) / 2, "something must be left out");
 }
+
+/// The same bits every time: what one role reads before another has written it, or after, would differ some time. Of few strips and of
+/// many, of short rows and of several spans, with units of queries that a copy brings and such that it does not.
+#[rstest]
+#[case::few(&[(1100, 8100), (77, 300)], (4, 2))]
+#[case::many(&[(3000, 8100), (500, 600)], (64, 8))]
+#[case::long(&[(1100, 70_000), (200, 132_000)], (8, 1))]
+fn launches_repeat(#[case] lengths: &[(i32, i32)], #[case] heads: (usize, usize)) {
+    let config = choosy();
+    let problem = Problem::new(12, lengths, heads, &config, false);
+    let Some(device) = OnDevice::new(&problem) else { return };
+    let first = device.launch(&problem, &config, true);
+    for turn in 0..10 {
+        let again = device.launch(&problem, &config, true);
+        assert_bits(&format!("scores of turn {turn}"), &again.scores, &first.scores, f32::to_bits);
+        assert!((again.counts, again.lists) == (first.counts.clone(), first.lists.clone()), "lists of turn {turn}");
+    }
+}

@@ -9,6 +9,7 @@ mod attend;
 mod kernels;
 mod lists;
 mod select;
+mod select_maps;
 mod select_probe;
 mod span;
 mod summarize_kv;

@@ -1,14 +1,14 @@
 //! `select`: from queries and the summaries of the key blocks to block lists, in one launch.
 
-use super::{Launcher, RowStrides, Span, int, product};
+use super::{Launcher, RowStrides, Span, int, product, select_maps};
 use crate::config::{Guards, StemConfig, TieRule};
-use crate::driver::{Arg, ElementType, Launch, Swizzle, TensorMap, TensorMapDesc};
+use crate::driver::{Arg, Launch};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use float8::F8E4M3;
 use half::bf16;
 use stem_attn_kernels::abi::SelectParams;
-use stem_attn_kernels::config::select::{ROWS, SPAN, STEP, TILE};
+use stem_attn_kernels::config::select::{ROWS, SPAN};
 use stem_attn_kernels::config::{GROUPS, RUNS, SUM_LEN};
 use stem_attn_kernels::layout::select::{Row, Rule};
 
@@ -113,9 +113,9 @@ struct Shape {
 }
 
 /// Clocks of a strip in which nothing but latency counts: statistics, look-ups, first queries, top-k.
-const STRIP_CLOCKS: usize = 15_000;
+const STRIP_CLOCKS: usize = 27_000;
 /// Clocks of a unit of queries in a warpgroup that sums, of which a strip of 32 rows has one a group, and shorter ones fewer.
-const UNIT_CLOCKS: usize = 3_000;
+const UNIT_CLOCKS: usize = 1_600;
 /// Clocks of the products of a strip with a key block, whatever its rows.
 const KEY_CLOCKS: usize = 80;
 
@@ -196,6 +196,7 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
         return Ok(());
     }
     let oam = &config.oam;
+    let (q_map, q_mapped) = select_maps::queries(at, &args.q, q_rows)?;
     let params = SelectParams {
         q: args.q.address(),
         q_scale: args.q_scale.address(),
@@ -223,13 +224,13 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
         group: int("group", at.heads.group())?,
         total_qb: int("total_qb", total_qb)?,
         total_kb: int("total_kb", total_kb)?,
-        reserved: 0,
+        q_mapped: int("q_mapped", q_mapped)?,
     };
-    let k_map = sums_map(at, &args.k_sums)?;
+    let [tile, tiles] = [select_maps::key_sums(at, &args.k_sums, 1)?, select_maps::key_sums(at, &args.k_sums, 2)?];
     let grid = Launch::grid(shape.blocks, 1, 1).cluster([shape.cluster as u32, 1, 1]).overlap(args.overlap && at.kernels.overlaps());
-    // SAFETY: the kernel takes this block and the map; every extent it touches was checked above, the spans promise the memory.
+    // SAFETY: the kernel takes this block and the maps; every extent it touches was checked above, the spans promise the memory.
     // The grid is a multiple of the cluster, whose heads share a KV head: the cluster divides the group.
-    unsafe { at.kernels.select.launch(at.stream, &grid, &[Arg::of(&params), Arg::of(&k_map)]) }
+    unsafe { at.kernels.select.launch(at.stream, &grid, &[Arg::of(&params), Arg::of(&tile), Arg::of(&tiles), Arg::of(&q_map)]) }
 }
 
 impl ScoreSpace {
@@ -255,23 +256,6 @@ impl ScoreSpace {
             }
         }
     }
-}
-
-/// Sums as `[2048, total_kb, hkv]` in boxes of 64 elements of 64 key blocks of one head.
-fn sums_map(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<TensorMap> {
-    let (blocks, heads) = (at.geometry.host().total_kb() as u64, at.heads.hkv as u64);
-    let row = (SUM_LEN * size_of::<bf16>()) as u64;
-    let desc = TensorMapDesc {
-        name: "k_sums",
-        element: ElementType::Bf16,
-        address: sums.address(),
-        bytes: sums.bytes(),
-        dims: &[SUM_LEN as u64, blocks, heads],
-        strides: &[row, row * blocks],
-        box_dims: &[STEP, TILE, 1],
-        swizzle: Swizzle::B128,
-    };
-    TensorMap::encode(at.kernels.device(), &desc)
 }
 
 /// Checks the grids that [`select`] may launch for a batch, whatever the GPU.

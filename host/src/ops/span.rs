@@ -13,7 +13,7 @@ use stem_attn_kernels::config::HEAD_DIM;
 const VECTOR_BYTES: u64 = 16;
 
 /// Strides of a tensor map have 40 bits.
-const MAX_STRIDE: u64 = 1 << 40;
+pub(super) const MAX_STRIDE: u64 = 1 << 40;
 
 /// `len` elements of device memory.
 pub struct Span<T> {

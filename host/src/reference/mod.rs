@@ -9,6 +9,7 @@ pub mod error;
 mod prefill;
 mod probe_pool;
 mod probe_scores;
+mod query_sum;
 mod select;
 mod summarize_kv;
 mod tile;

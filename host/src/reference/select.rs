@@ -1,6 +1,6 @@
 //! `select` on the CPU: query sums, value term, block scores, and the lists they lead to.
 
-use super::summarize_kv::group_sum;
+use super::query_sum::group_sum;
 use super::{check_group, check_len};
 use crate::config::{Guards, OamConfig, StemConfig, TieRule};
 use crate::error::{Error, Result};
@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use stem_attn_kernels::config::{BLOCK, HEAD_DIM, RUN, RUNS, SUM_LEN};
 
 /// Group sums of the queries, `[hq, total_qb, 16, 128]` with group g at g, from `q` `[total_q, hq, 128]` and `q_scale`
-/// `[total_q, hq]`. Token t of a block belongs to group t mod 16; positions of a block outside the chunk count as nothing.
+/// `[total_q, hq]`. Token t of a block belongs to group t mod 16; positions of a block outside the chunk count as nothing. The bits are
+/// the kernel's: `scale * code` in f16, rounded to bf16 last (the group's scales normalised by a power of two, so that f16 holds them).
 ///
 /// # Errors
 /// [`Error::Shape`] naming `q` or `q_scale`; [`Error::Value`] naming a table of the geometry.

@@ -88,7 +88,7 @@ pub fn summarize_kv(kv: &PagedKv<'_>, geometry: &Geometry, k_scale: &[f32], v_sc
 
 /// Sum of group `g` of a block: tokens g, g + 16, ... in order, `scale * code` added to the sum with one rounding, the
 /// last sum rounded to bf16. `rows[t]` is token t of the block; tokens past the end or without data count as nothing.
-pub(super) fn group_sum(rows: &[Option<&[F8E4M3; HEAD_DIM]>], g: usize, scale: impl Fn(usize) -> f32, sum: &mut [bf16]) {
+fn group_sum(rows: &[Option<&[F8E4M3; HEAD_DIM]>], g: usize, scale: impl Fn(usize) -> f32, sum: &mut [bf16]) {
     let mut acc = [0f32; HEAD_DIM];
     for t in (0..GROUP_TOKENS).map(|r| g + GROUPS * r) {
         if let Some(Some(row)) = rows.get(t) {

@@ -11,6 +11,7 @@ pub mod probe_gather;
 pub mod probe_half;
 pub mod probe_math;
 pub mod probe_matrix;
+pub mod probe_octet;
 pub mod probe_rate;
 pub mod probe_select;
 pub mod probe_sync;

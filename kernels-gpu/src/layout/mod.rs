@@ -2,6 +2,7 @@
 
 pub mod choice;
 pub mod digits;
+pub mod octet;
 pub mod pages;
 pub mod planes;
 pub mod probe_sel;
@@ -71,6 +72,14 @@ pub const fn row_scale(largest: f32) -> f32 {
 /// Advance by +2 for every 32 bytes along K.
 pub const fn descriptor_k128(addr: u32) -> u64 {
     (((addr & 0x3_FFFF) >> 4) as u64) | (1 << 16) | (64 << 32) | (1 << 62)
+}
+
+/// [`descriptor_k128`], advanced by `by` units of 16 bytes. The address field cannot carry into the upper half, so the advance is a 32-bit
+/// addition; left to a 64-bit one, every step costs a carry and a move.
+#[inline(always)]
+pub const fn descriptor_k128_at(addr: u32, by: u32) -> u64 {
+    let descriptor = descriptor_k128(addr);
+    (descriptor & !0xFFFF_FFFF) | (descriptor as u32 + by) as u64
 }
 
 /// Row (0..64) of accumulator register `i` (0..N/2) of a `m64nNk*` wgmma in thread `thread` (0..128) of the warpgroup.

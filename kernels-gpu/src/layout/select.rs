@@ -11,6 +11,14 @@ pub const fn sum_offset(row: u32, chunk: u32) -> u32 {
     chunk / 4 * SUM_BYTES + swizzle_128((row * 128 + chunk % 4 * 32) as usize) as u32
 }
 
+/// Group and number of the octet of unit `k` of up to 64, where a group has `octets` of them, 1 to 4: group by group, without a division.
+#[inline(always)]
+pub const fn unit(k: u32, octets: u32) -> [u32; 2] {
+    // 128 / octets, rounded up, a byte each.
+    let group = (k * (0x202b_4080u32.wrapping_shr(8 * octets.wrapping_sub(1)) & 0xff)) >> 7;
+    [group, k - group * octets]
+}
+
 /// Order-preserving key of a score given as f32 bits: larger scores have larger keys, -0 equals +0, and every NaN or
 /// infinity gets 0, which is below the key of any finite score. Kernels make the keys of 32 scores at once ([`super::planes`]).
 #[inline(always)]
@@ -97,6 +105,8 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::GROUPS;
+    use crate::config::select::OCTETS;
 
     /// Element (row, dimension) of a group, found the way the tensor core does: step, row, swizzled column.
     #[test]
@@ -108,6 +118,15 @@ mod tests {
                 let want = d / 64 * SUM_BYTES + swizzle_128((row * 128 + d % 64 * 2) as usize) as u32;
                 assert_eq!(at, want, "row {row}, dimension {d}");
                 assert!(!std::mem::replace(&mut seen[at as usize], true));
+            }
+        }
+    }
+
+    #[test]
+    fn units_go_group_by_group() {
+        for octets in 1..=OCTETS {
+            for k in 0..GROUPS as u32 * octets {
+                assert_eq!(unit(k, octets), [k / octets, k % octets], "{k} of {octets}");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Where a consumer warp of `select_stem` is, kept in shared memory: the compiler would have to keep it in registers, or in local memory,
-//! through stretches that need them all.
+//! What a warp of `select_stem` keeps in shared memory: the compiler would have to keep it in registers, or in local memory, through
+//! stretches that need them all. Of a consumer that is where it is, of the others what they say.
 
 use super::scores::Shared;
 use crate::ptx::{smem, special, warp};
@@ -58,4 +58,40 @@ pub unsafe fn plan() -> Plan {
     let shared = Shared::again();
     // SAFETY: forwarded.
     shared.plan(unsafe { smem::ld_u32(shared.kept(special::tid_x_again() / 32)) })
+}
+
+/// Has the warp, which is no consumer, keep four words, the same in all lanes. There are three places, `SLOT` 0, 1 and 2.
+///
+/// # Safety
+/// A whole warp calls it, converged.
+#[inline(always)]
+pub unsafe fn keep<const SLOT: u32>(words: [u32; 4]) {
+    const { assert!(SLOT < 3) };
+    let thread = special::tid_x_again();
+    // SAFETY: the place is the warp's; no lane still reads what was there.
+    unsafe {
+        warp::sync();
+        smem::st_v4_if(Shared::again().side_kept(thread / 32).offset(16 * SLOT), words, thread.is_multiple_of(32) as u32);
+        warp::sync();
+    }
+}
+
+/// What the calling thread's warp has kept last.
+///
+/// # Safety
+/// The warp has kept something, after which no lane has gone on to keep the next.
+#[inline(always)]
+pub unsafe fn kept<const SLOT: u32>() -> [u32; 4] {
+    // SAFETY: the place is the warp's.
+    unsafe { smem::ld_v4(Shared::again().side_kept(special::tid_x_again() / 32).offset(16 * SLOT)) }
+}
+
+/// As [`kept`], in a form ptxas knows to be the same in all lanes: for what decides about the warp's way.
+///
+/// # Safety
+/// As [`keep`], after it.
+#[inline(always)]
+pub unsafe fn kept_alike<const SLOT: u32>() -> [u32; 4] {
+    // SAFETY: forwarded.
+    unsafe { kept::<SLOT>().map(|word| warp::shfl_idx_u32(word, 0)) }
 }

@@ -7,11 +7,11 @@
 use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
 use crate::config::select::{
-    CONSUMERS, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
+    CONSUMER_WARPS, CONSUMERS, PITCH, PLANS, QUERY_BYTES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
     smem as map,
 };
-use crate::layout::{accumulator_col, accumulator_row, descriptor_k128};
-use crate::ptx::{SmemAddr, cluster, cvt, math, mbarrier, smem, special, warp, wgmma};
+use crate::layout::{accumulator_col, accumulator_row, descriptor_k128_at};
+use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
 use crate::tile::plan::Plan;
 use crate::tile::strip::Span;
 use crate::tile::topk::SharedScores;
@@ -42,6 +42,16 @@ impl Shared {
         Self::from(smem::base_again())
     }
 
+    /// The same, known to be alike in all lanes: what follows from it lives in uniform registers.
+    ///
+    /// # Safety
+    /// Called by a whole warp, converged.
+    #[inline(always)]
+    unsafe fn alike(self) -> Self {
+        // SAFETY: forwarded.
+        Self::from(SmemAddr(unsafe { warp::shfl_idx_u32(self.base.0, 0) }))
+    }
+
     #[inline(always)]
     fn from(base: SmemAddr) -> Self {
         Self {
@@ -70,10 +80,16 @@ impl Shared {
         self.base.offset(map::WRITTEN + at.stage() * 8)
     }
 
-    /// Stage of the queries that the `n`-th group of summing warpgroup `summer` goes through.
+    /// Stage `stage` of queries, half a unit.
     #[inline(always)]
-    pub fn queries(self, summer: u32, n: u32) -> SmemAddr {
-        self.base.offset(map::QUERIES + (summer * QUERY_STAGES + n % QUERY_STAGES) * QUERY_BYTES)
+    pub fn unit(self, stage: u32) -> SmemAddr {
+        self.base.offset(map::QUERIES + stage * QUERY_BYTES)
+    }
+
+    /// Barrier that completes when it is full.
+    #[inline(always)]
+    pub fn unit_full(self, stage: u32) -> SmemAddr {
+        self.base.offset(map::QUERY_BARRIERS + stage * 8)
     }
 
     /// Value terms of the span.
@@ -88,16 +104,28 @@ impl Shared {
         self.base.offset(map::NORMS)
     }
 
+    /// Means and deviations of value norms ([`crate::tile::reduce`]).
+    #[inline(always)]
+    pub fn moments(self) -> SmemAddr {
+        self.base.offset(map::MOMENTS)
+    }
+
     /// The plan of the block's `n`-th strip.
     #[inline(always)]
     pub fn plan(self, n: u32) -> Plan {
         Plan(self.base.offset(map::PLANS_AT + Turn::<PLANS>::at(n).stage() * map::PLAN_BYTES))
     }
 
-    /// What warp `warp` keeps ([`super::kept`]).
+    /// What consumer warp `warp` keeps ([`super::kept`]).
     #[inline(always)]
     pub fn kept(self, warp: u32) -> SmemAddr {
         self.base.offset(map::KEPT + warp * map::KEPT_BYTES)
+    }
+
+    /// What warp `warp`, which is no consumer, keeps ([`super::kept::keep`]).
+    #[inline(always)]
+    pub fn side_kept(self, warp: u32) -> SmemAddr {
+        self.base.offset(map::SIDE_KEPT + (warp - CONSUMER_WARPS) * map::SIDE_KEPT_BYTES)
     }
 
     /// Scores of row `r` of the strip. They lie over the ring.
@@ -168,51 +196,44 @@ impl Consumer {
     #[inline(always)]
     unsafe fn multiply<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, stages: u32) -> Products {
         let mut acc = [[0.0; 16]; 4];
-        // As if it were not known: the loop would be unrolled, and addresses of all its stages kept.
-        let mut keys = Turn::<RING_TILES>::of(math::here(0) as u32, stages);
-        let mut keys_before = keys;
         let mut step = 0;
         // SAFETY: stages are waited for before they are read, and given back when the products on them are complete.
         unsafe {
             while step < STEPS {
+                // Both anew in every pass, or addresses of all stages would be kept; and from lane 0.
+                step = warp::shfl_idx_u32(step, 0);
+                let shared = shared.alike();
                 // Of the step's number, which is kept anyway: registers are short.
                 let group = step / 2;
                 let sums = Turn::<SUM_TURNS>::at(group);
                 shared.sums.wait_full(sums);
                 unroll!(H < 2 {
-                    let q = descriptor_k128(shared.group(sums).offset(H as u32 * SUM_BYTES).0);
+                    let q = shared.group(sums).offset(H as u32 * SUM_BYTES).0;
                     unroll!(C < 4 {
                         if C < CHUNKS {
+                            // Of the step's number, too: what all lanes have alike is in uniform registers, where the descriptors must be.
+                            let n = (step + H as u32) * CHUNKS as u32 + C as u32;
+                            let keys = Turn::<RING_TILES>::of(n, stages);
                             // All four warps wait where there is a product to keep them in step: the stage is given back when all of
                             // them have issued it. Where there is none, only the warp that gives it back does: another, held up, would
                             // find the stage filled anew and wait for a phase that is over.
                             shared.keys.wait_full_if(keys, (C < TILES) | (self.thread < 32));
                             if C < TILES {
-                                let k = descriptor_k128(shared.key_tile(keys.stage(), stages, self.warpgroup).0);
+                                let k = shared.key_tile(keys.stage(), stages, self.warpgroup).0;
                                 wgmma::fence();
-                                unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], k + 2 * I as u64, q + 2 * I as u64, 1); });
+                                unroll!(I < 4 { wgmma::bf16_m64n32k16_ss(&mut acc[C], descriptor_k128_at(k, 2 * I as u32), descriptor_k128_at(q, 2 * I as u32), 1); });
                                 wgmma::commit();
-                                wgmma::wait::<1>();
-                            } else {
                                 wgmma::wait::<0>();
                             }
-                            // The stage before this one is free now; with the first of a group, the group before, too.
-                            let first = ((step == 0) & (H == 0) & (C == 0)) as u32;
-                            self.release_keys(shared, keys_before, 1 - first);
-                            if H == 0 && C == 0 {
-                                self.release_sums(shared, Turn::at(group.wrapping_sub(1)), 1 - first);
-                            }
-                            keys_before = keys;
-                            keys = keys.next_of(stages);
+                            // At once, not when the next is on its way: where copies set the pace the stage is missing.
+                            self.release_keys(shared, keys, 1);
                         }
                     });
                 });
+                self.release_sums(shared, sums, 1);
                 step += 2;
             }
-            wgmma::wait::<0>();
             unroll!(C < 4 { if C < TILES { wgmma::keep(&mut acc[C]); } });
-            self.release_keys(shared, keys_before, 1);
-            self.release_sums(shared, Turn::at(STEPS / 2 - 1), 1);
         }
         acc
     }

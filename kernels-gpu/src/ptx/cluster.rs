@@ -76,21 +76,22 @@ pub unsafe fn release_if(bar: SmemAddr, rank: u32, on: u32) {
     }
 }
 
-/// Where `on` is not 0, loads a box of a 3D tensor at `coords` (elements, innermost first) to `dst` in every block of the cluster
+/// Loads a box of a 3D tensor at `coords` (elements, innermost first) to `dst` in every block of the cluster
 /// whose bit is set in `mask`; each of them counts the bytes at its own barrier at `bar`.
 ///
-/// PTX: `@p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [dst],
-/// [map, {c0, c1, c2}], [bar], mask`. Called by a thread, or by a warp with one lane `on`.
+/// PTX: `elect.sync _|p, -1; @p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [dst],
+/// [map, {c0, c1, c2}], [bar], mask`. Called by a whole warp with the same operands; one lane issues. (Where a predicate of any other
+/// kind says which lane does, ptxas makes a loop over the lanes of each copy.)
 ///
 /// # Safety
-/// As [`super::tma::load_3d_if`], for destination and barrier of every block in `mask`.
+/// As [`super::tma::load_3d_if`], for destination and barrier of every block in `mask`; all 32 lanes call it, converged.
 #[inline(always)]
-pub unsafe fn load_3d_if(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords: [i32; 3], mask: u16, on: u32) {
+pub unsafe fn load_3d(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords: [i32; 3], mask: u16) {
     let [c0, c1, c2] = coords;
     // SAFETY: the caller's obligation.
     unsafe {
         asm!(
-            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; @p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [{dst}], [{map}, {{{c0}, {c1}, {c2}}}], [{bar}], {mask}; }}",
+            "{{ .reg .pred p; elect.sync _|p, -1; @p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [{dst}], [{map}, {{{c0}, {c1}, {c2}}}], [{bar}], {mask}; }}",
             dst = in(reg32) dst.0,
             map = in(reg64) map.0,
             bar = in(reg32) bar.0,
@@ -98,7 +99,6 @@ pub unsafe fn load_3d_if(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords
             c1 = in(reg32) c1,
             c2 = in(reg32) c2,
             mask = in(reg16) mask,
-            on = in(reg32) on,
         );
     }
 }

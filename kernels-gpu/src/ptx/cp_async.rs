@@ -45,6 +45,18 @@ pub unsafe fn copy_16(dst: SmemAddr, src: u64, bytes: u32) {
     unsafe { asm!("cp.async.cg.shared.global [{}], [{}], 16, {};", in(reg32) dst.0, in(reg64) src, in(reg32) bytes) };
 }
 
+/// Lets the barrier at `bar` wait for the copies that this thread has started: it expects one arrival more in its current phase,
+/// which comes when they are complete. PTX: `cp.async.mbarrier.arrive.shared.b64 [bar]`. Called by any thread.
+///
+/// # Safety
+/// - `bar` is an initialised barrier in the block's shared memory, whose current phase does not complete before this instruction:
+///   another arrival that it expects comes after it.
+#[inline(always)]
+pub unsafe fn arrive(bar: SmemAddr) {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("cp.async.mbarrier.arrive.shared::cta.b64 [{}];", in(reg32) bar.0) };
+}
+
 /// Makes a group of the copies that this thread has started since the last one (or of none).
 /// PTX: `cp.async.commit_group`. Called by any thread.
 ///

@@ -1,4 +1,4 @@
-//! Packed f16 arithmetic: two values in a `u32`, the first in the low bits. Subnormals count.
+//! Packed f16 arithmetic (and one product of bf16): two values in a `u32`, the first in the low bits. Subnormals count.
 
 use super::int::prmt;
 use super::pure32;
@@ -25,6 +25,12 @@ pub fn sub2(a: u32, b: u32) -> u32 {
 #[inline(always)]
 pub fn mul2(a: u32, b: u32) -> u32 {
     pure32!(u32, "mul.rn.f16x2 {}, {}, {};", a, b)
+}
+
+/// `a * b` of both halves, which are bf16. PTX: `mul.rn.bf16x2 d, a, b`. Called by any thread.
+#[inline(always)]
+pub fn mul_bf16x2(a: u32, b: u32) -> u32 {
+    pure32!(u32, "mul.rn.bf16x2 {}, {}, {};", a, b)
 }
 
 /// `|a| + b` of both halves. PTX: `abs.f16x2 t, a` and `add.rn.f16x2 d, t, b`. Called by any thread.

@@ -60,6 +60,13 @@ pub fn pin(x: &mut f32) {
     unsafe { core::arch::asm!("// pin {0}", inout(reg32) * x, options(nomem, nostack)) };
 }
 
+/// [`pin`] of packed values.
+#[inline(always)]
+pub fn pin_u32(x: &mut u32) {
+    // SAFETY: as there.
+    unsafe { core::arch::asm!("// pin {0}", inout(reg32) * x, options(nomem, nostack)) };
+}
+
 /// `x`, with what hangs on it computed here and not above a loop, where LLVM would keep it in a register meanwhile. Emits
 /// nothing but a comment. Called by any thread.
 #[inline(always)]

@@ -68,6 +68,23 @@ pub unsafe fn expect_tx_if(bar: SmemAddr, bytes: u32, on: u32) {
     }
 }
 
+/// As [`expect_tx_if`], by one lane of a warp: which one is nothing to look up.
+/// PTX: `elect.sync _|p, -1; @p mbarrier.arrive.expect_tx.shared::cta.b64 _, [bar], bytes`. Called by a whole warp with the same operands.
+///
+/// # Safety
+/// As [`expect_tx_if`]; all 32 lanes call it, converged.
+#[inline(always)]
+pub unsafe fn expect_tx(bar: SmemAddr, bytes: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; elect.sync _|p, -1; @p mbarrier.arrive.expect_tx.shared::cta.b64 _, [{bar}], {bytes}; }}",
+            bar = in(reg32) bar.0,
+            bytes = in(reg32) bytes,
+        );
+    }
+}
+
 /// Where `on` is not 0, announces `bytes` of coming copies without arriving.
 /// PTX: `@p mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [bar], bytes`. Called by a thread, or by a warp with one lane `on`.
 ///

@@ -120,6 +120,55 @@ pub unsafe fn load_4d_if(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords
     }
 }
 
+/// As [`load_4d_if`], by one lane of a warp. (Where a predicate of any other kind says which, ptxas makes a loop over the lanes of it.)
+///
+/// PTX: `elect.sync _|p, -1; @p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [dst],
+/// [map, {c0, c1, c2, c3}], [bar]`. Called by a whole warp with the same operands.
+///
+/// # Safety
+/// As [`load_3d_if`]; all 32 lanes call it, converged.
+#[inline(always)]
+pub unsafe fn load_4d(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords: [i32; 4]) {
+    let [c0, c1, c2, c3] = coords;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; elect.sync _|p, -1; @p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [{dst}], [{map}, {{{c0}, {c1}, {c2}, {c3}}}], [{bar}]; }}",
+            dst = in(reg32) dst.0,
+            map = in(reg64) map.0,
+            bar = in(reg32) bar.0,
+            c0 = in(reg32) c0,
+            c1 = in(reg32) c1,
+            c2 = in(reg32) c2,
+            c3 = in(reg32) c3,
+        );
+    }
+}
+
+/// Where `on` is not 0, fetches a box of a 4D tensor at `coords` (elements, innermost first) into L2.
+///
+/// PTX: `@p cp.async.bulk.prefetch.tensor.4d.L2.global.tile [map, {c0, c1, c2, c3}]`.
+/// Called by a thread, or by a warp with one lane `on`.
+///
+/// # Safety
+/// - `map` is an encoded 4D tensor map whose tensor stays allocated while the kernel runs.
+#[inline(always)]
+pub unsafe fn prefetch_4d_if(map: TensorMapPtr, coords: [i32; 4], on: u32) {
+    let [c0, c1, c2, c3] = coords;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; @p cp.async.bulk.prefetch.tensor.4d.L2.global.tile [{map}, {{{c0}, {c1}, {c2}, {c3}}}]; }}",
+            map = in(reg64) map.0,
+            c0 = in(reg32) c0,
+            c1 = in(reg32) c1,
+            c2 = in(reg32) c2,
+            c3 = in(reg32) c3,
+            on = in(reg32) on,
+        );
+    }
+}
+
 /// Where `on` is not 0, copies `bytes` consecutive bytes from device address `src` to `dst`.
 ///
 /// PTX: `@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [dst], [src], bytes, [bar]`.

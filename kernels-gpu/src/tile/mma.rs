@@ -4,7 +4,7 @@
 //! `landed`, whose contract is that the matching wait has run. Reading or writing them earlier would make ptxas
 //! serialise the whole pipeline (warning C7513).
 
-use crate::layout::descriptor_k128;
+use crate::layout::descriptor_k128_at;
 use crate::ptx::SmemAddr;
 use crate::ptx::math;
 use crate::ptx::wgmma;
@@ -75,14 +75,6 @@ pub fn q_rows(q: SmemAddr, wg: u32) -> SmemAddr {
     q.offset(wg * (crate::config::TILE_BYTES as u32 / 2))
 }
 
-/// Descriptor of the tile at `tile`, advanced by `by` units of 16 bytes. The address field cannot carry into the upper
-/// half, so the advance is a 32-bit add; left to a 64-bit one, every step costs a carry and a move.
-#[inline(always)]
-fn step(tile: SmemAddr, by: u32) -> u64 {
-    let descriptor = descriptor_k128(tile.0);
-    (descriptor & !0xFFFF_FFFF) | (descriptor as u32 + by) as u64
-}
-
 /// Issues S = Q K^T for half `HALF` of the K tile at `k`. `reuse` gives its registers, not its values: the first step starts
 /// from zero.
 ///
@@ -99,10 +91,10 @@ pub unsafe fn issue_qk<const HALF: u32>(q: SmemAddr, k: SmemAddr, reuse: Scores)
     unsafe {
         // Every step rounds to f16, the coarser the larger the sum so far. In this order the slow channels of a model's rotary
         // embedding (the upper half of each 64 dimensions), whose products are large, come later.
-        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 0), step(k, at), 0);
-        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 4), step(k, at + 4), 1);
-        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 2), step(k, at + 2), 1);
-        wgmma::e4m3_f16_m64n64k32_ss(&mut s, step(q, 6), step(k, at + 6), 1);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, descriptor_k128_at(q.0, 0), descriptor_k128_at(k.0, at), 0);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, descriptor_k128_at(q.0, 4), descriptor_k128_at(k.0, at + 4), 1);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, descriptor_k128_at(q.0, 2), descriptor_k128_at(k.0, at + 2), 1);
+        wgmma::e4m3_f16_m64n64k32_ss(&mut s, descriptor_k128_at(q.0, 6), descriptor_k128_at(k.0, at + 6), 1);
     }
     PendingScores(s)
 }
@@ -118,8 +110,8 @@ pub unsafe fn issue_pv<const HALF: u32>(p: &Probabilities, v: SmemAddr, product:
     let p = &p.0;
     // SAFETY: forwarded from the caller.
     unsafe {
-        wgmma::e4m3_m64n136k32_rs(&mut o, [p[0], p[1], p[2], p[3]], step(v, HALF * 4), add);
-        wgmma::e4m3_m64n136k32_rs(&mut o, [p[4], p[5], p[6], p[7]], step(v, HALF * 4 + 2), 1);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[0], p[1], p[2], p[3]], descriptor_k128_at(v.0, HALF * 4), add);
+        wgmma::e4m3_m64n136k32_rs(&mut o, [p[4], p[5], p[6], p[7]], descriptor_k128_at(v.0, HALF * 4 + 2), 1);
     }
     PendingProduct(o)
 }

@@ -9,7 +9,8 @@
 use super::strip::{Span, Strip};
 use crate::abi::SelectParams;
 use crate::config::RUNS;
-use crate::config::select::{NORM_BYTES, NORM_STAGES};
+use crate::config::select::smem::MOMENTS_BYTES;
+use crate::config::select::{MOMENTS_HEADS, NORM_BYTES, NORM_STAGES};
 use crate::layout::pages::counted_runs;
 use crate::ptx::{SmemAddr, cp_async, global, math, smem, special, warp};
 use crate::unroll;
@@ -122,26 +123,54 @@ pub struct ValueTerm {
 }
 
 impl ValueTerm {
-    /// Mean and deviation over the strip's request. The norms go through `stages`.
+    /// Makes `known` say that no moments are.
     ///
     /// # Safety
-    /// A whole warp calls it, converged; [`NORM_STAGES`] times [`NORM_BYTES`] of shared memory are its own; the host has checked the norms,
-    /// which are complete.
+    /// A whole warp calls it, converged; [`MOMENTS_HEADS`] times [`MOMENTS_BYTES`] of shared memory are its own.
     #[inline(always)]
-    pub unsafe fn new(p: &SelectParams, strip: &Strip, stages: SmemAddr) -> Self {
+    pub unsafe fn forget(known: SmemAddr) {
+        let lane = special::tid_x_again() % 32;
+        // SAFETY: forwarded.
+        unsafe {
+            smem::st_v4_if(known.offset(lane % MOMENTS_HEADS * MOMENTS_BYTES), [0; 4], (lane < MOMENTS_HEADS) as u32);
+            warp::sync();
+        }
+    }
+
+    /// Mean and deviation over the strip's request. The norms go through `stages`, unless the moments are `known` from a strip of the same
+    /// request and KV head.
+    ///
+    /// # Safety
+    /// A whole warp calls it, converged; [`NORM_STAGES`] times [`NORM_BYTES`] of shared memory are its own, and what [`ValueTerm::forget`]
+    /// says; the host has checked the norms, which are complete.
+    #[inline(always)]
+    pub unsafe fn new(p: &SelectParams, strip: &Strip, stages: SmemAddr, known: SmemAddr) -> Self {
         // SAFETY: a strip has a row; the runs of a request lie inside the array; a request with queries has keys.
         unsafe {
-            let (_, request) = strip.block(p, 0);
+            let (block, request) = strip.block(p, 0);
+            let kv_head = strip.kv_head(p) as u32;
+            let known = known.offset(kv_head % MOMENTS_HEADS * MOMENTS_BYTES);
+            let name = block.request as u32 * p.hq as u32 + kv_head + 1;
             let counted = counted_runs(&request, p.count_empty_runs != 0);
-            let first = (strip.kv_head(p) as i64 * p.total_kb as i64 + request.kb_start as i64) * RUNS as i64;
+            let first = (kv_head as i64 * p.total_kb as i64 + request.kb_start as i64) * RUNS as i64;
             let norms = p.run_norms.wrapping_add((first * 4) as u64);
+            let [low, high, divisor, whose] = smem::ld_v4(known);
+            if warp::any((whose == name) as u32) {
+                return Self { norms, counted, mean: joined(low, high), divisor: f32::from_bits(divisor), lambda: p.lambda };
+            }
             let pivot = f32::from_bits(global::ld_u32(norms)) as f64;
             let all = Moments::of(norms, counted, pivot, stages).of_lanes();
             let distance = all.sum * inverse(counted);
             let squares = all.squares - all.sum * distance;
             let variance = if (counted > 1) & (squares > 0.0) { squares * inverse(counted - 1) } else { 0.0 };
             let divisor = math::sqrt_rn(variance as f32) + DEVIATION_EPS;
-            Self { norms, counted, mean: pivot + distance, divisor, lambda: p.lambda }
+            let mean = pivot + distance;
+            let (low, high) = halves(mean);
+            // All lanes have looked.
+            warp::sync();
+            smem::st_v4_if(known, [low, high, divisor.to_bits(), name], (special::tid_x_again() % 32 == 0) as u32);
+            warp::sync();
+            Self { norms, counted, mean, divisor, lambda: p.lambda }
         }
     }
 
@@ -150,16 +179,36 @@ impl ValueTerm {
     /// # Safety
     /// As [`ValueTerm::new`]; `bias` is shared memory for as many terms, which nobody reads until a barrier.
     #[inline(always)]
-    pub unsafe fn write(&self, span: Span, bias: SmemAddr) {
-        // The same number of times in all lanes: a barrier follows.
+    pub unsafe fn write(&self, span: Span, stages: SmemAddr, bias: SmemAddr) {
+        // The run that is block `j`'s first; of a block that is not there, the span's first.
+        let run = |j: i32| (span.first + if j < span.count { j } else { 0 }) * RUNS as i32;
+        let own = |base: i32| stages.offset(special::tid_x_again() % 32 * 16 + base as u32 / 32 % BLOCK_STAGES * (2 * NORM_BYTES));
+        let start = |base: i32| {
+            let from = self.norms + run(base + (special::tid_x_again() % 32) as i32) as u32 as u64 * 4;
+            // SAFETY: the block is one of the request's, with room for all its runs, which are aligned for vectors; the thread has read
+            // what it copied there before.
+            unsafe {
+                cp_async::copy_16(own(base), from, 16);
+                cp_async::copy_16(own(base).offset(NORM_BYTES), from + 16, 16);
+                cp_async::commit();
+            }
+        };
         let mut base = 0;
+        while base < 32 * (BLOCK_STAGES as i32 - 1) {
+            start(base);
+            base += 32;
+        }
+        // The same number of times in all lanes: a barrier follows.
+        base = 0;
         while base < span.count {
+            start(base + 32 * (BLOCK_STAGES as i32 - 1));
             let j = base + (special::tid_x_again() % 32) as i32;
-            let on = j < span.count;
-            let at = (span.first + if on { j } else { 0 }) * RUNS as i32;
-            let from = self.norms + at as u32 as u64 * 4;
-            // SAFETY: the block is one of the request's, with room for all its runs, which are aligned for vectors.
-            let norms = unsafe { [global::ld_v4(from), global::ld_v4(from + 16)] };
+            let (on, at) = (j < span.count, run(j));
+            // SAFETY: the thread's own copies, of which the first two are complete.
+            let norms = unsafe {
+                cp_async::wait::<{ BLOCK_STAGES - 1 }>();
+                [smem::ld_v4(own(base)), smem::ld_v4(own(base).offset(NORM_BYTES))]
+            };
             let mut sum = 0.0;
             unroll!(H < 2 {
                 let norms = norms[H].map(f32::from_bits);
@@ -177,7 +226,12 @@ impl ValueTerm {
             unsafe { smem::st_u32_if(bias.offset(j as u32 * 4), term.to_bits(), on as u32) };
             base += 32;
         }
+        // SAFETY: what is still under way.
+        unsafe { cp_async::wait::<0>() };
     }
 }
+
+/// Blocks of a lane whose norms are under way or in use: each takes two stages.
+const BLOCK_STAGES: u32 = NORM_STAGES / 2;
 
 const _: () = assert!(RUNS.is_multiple_of(4) && NORM_STAGES == 8);

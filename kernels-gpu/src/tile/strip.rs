@@ -7,7 +7,8 @@
 //! than the items goes over them to and fro, so that the block with the longest item of a round has the shortest of the next.
 
 use crate::abi::{QueryBlock, Request, SelectParams};
-use crate::config::select::{CHUNK, CONSUMERS, RING_TILES, SPAN, TILE};
+use crate::config::GROUPS;
+use crate::config::select::{CHUNK, CONSUMERS, OCTET, RING_TILES, SPAN, TILE};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
 use crate::ptx::{special, warp};
 
@@ -44,6 +45,18 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     pub fn new(p: &'a SelectParams) -> Self {
         Self { p, round: 0, done: 0 }
+    }
+
+    /// Where in them this is, for [`Strips::at`].
+    #[inline(always)]
+    pub fn place(&self) -> [u32; 2] {
+        [self.round, self.done as u32]
+    }
+
+    /// Those whose [`place`](Strips::place) this is.
+    #[inline(always)]
+    pub fn at(p: &'a SelectParams, [round, done]: [u32; 2]) -> Self {
+        Self { p, round, done: done as i32 }
     }
 
     /// Whether there is one.
@@ -165,14 +178,22 @@ impl Strip {
         ((rule.chooses(row) | wants_scores(p)) & ((lane as i32) < self.rows)) as u32
     }
 
-    /// Groups whose queries are summed at a time: of all rows there is room for one, of 16 for two, of 8 for four.
+    /// The octets with the rows of which somebody asks for scores.
+    ///
+    /// # Safety
+    /// As [`Strip::has_scores`].
     #[inline(always)]
-    pub fn groups_at_once(&self) -> u32 {
-        match self.rows {
-            ..=8 => 4,
-            9..=16 => 2,
-            _ => 1,
-        }
+    pub unsafe fn scored_octets(&self, p: &SelectParams, lane: u32) -> Octets {
+        // SAFETY: forwarded.
+        let rows = unsafe { self.scored_rows(p, lane) };
+        let first = rows.trailing_zeros() / OCTET;
+        Octets { first, count: if rows == 0 { 0 } else { (32 - rows.leading_zeros()).div_ceil(OCTET) - first } }
+    }
+
+    /// Groups of query sums that its products take: those of a query block once a span.
+    #[inline(always)]
+    pub fn groups(&self) -> u32 {
+        GROUPS as u32 * (self.keys as u32).div_ceil(SPAN)
     }
 
     /// The span that starts at key block `first`, which the strip sees.
@@ -180,6 +201,15 @@ impl Strip {
     pub fn span(&self, first: i32) -> Span {
         Span { first, count: smaller(self.keys - first, SPAN as i32) }
     }
+}
+
+/// Some octets of a strip, one after another.
+#[derive(Clone, Copy)]
+pub struct Octets {
+    /// The first.
+    pub first: u32,
+    /// How many; 0 where nobody asks for a score of the strip.
+    pub count: u32,
 }
 
 /// The rule of a row with this budget.

@@ -10,6 +10,7 @@ mod half_precision;
 mod math;
 mod matrix;
 mod model;
+mod octet;
 mod rates;
 mod select;
 mod sync;

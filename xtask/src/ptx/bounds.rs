@@ -22,7 +22,7 @@ pub const TABLE: &[Bounds] = &[
     one("append_kv_", 128),
     // 160 KiB of pages under way in a multiprocessor; with six blocks norms wait for registers.
     Bounds { prefix: "summarize_kv_", threads: 256, blocks_per_sm: 5 },
-    one("select_stem", 896), // four consumer warpgroups, two that sum queries, one of the warps that copy and hand over
+    one("select_stem", 896), // four consumer warpgroups, two that sum queries and make value terms, one of the warps that copy and hand over
     one("select_probe_means", 128),
     one("select_probe_lists", 640), // four consumer warpgroups and one producer warpgroup
     one("lists_", 256),

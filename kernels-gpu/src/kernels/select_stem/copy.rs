@@ -1,0 +1,122 @@
+//! The warps that copy: key sums, and, in a manner of speaking, the query sums.
+
+use crate::abi::SelectParams;
+use crate::config::GROUPS;
+use crate::config::select::{CHUNK, PARTS, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
+use crate::pipeline::kept::{keep, kept, kept_alike};
+use crate::pipeline::scores::Shared;
+use crate::pipeline::stages::Turn;
+use crate::ptx::tma::{self, TensorMapPtr};
+use crate::ptx::{cluster, fence, mbarrier, special, warp};
+use crate::tile::queries::Queries;
+use crate::tile::strip::Strips;
+
+/// The warp that copies key sums. Each block of the cluster loads every `blocks`-th copy of a stage, for all of them: two tiles, or the
+/// only one. This warp sets the pace where prompts are long, so a stage is as few instructions as can be.
+///
+/// # Safety
+/// A whole warp, converged, after the barriers' initialisation; the summaries are complete. `maps` are of a tile and of two.
+#[inline(always)]
+pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMapPtr; 2], lane: u32) {
+    let (rank, blocks, leader) = (cluster::rank(), cluster::blocks(), (lane == 0) as u32);
+    let everyone = ((1u32 << blocks) - 1) as u16;
+    let (mut strips, mut spans) = (Strips::new(p), 0u32);
+    // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, and the scores that lie over the ring
+    // before its first one is; what lies outside the tensor is zero-filled.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            if !strip.has_scores(p, lane) {
+                continue;
+            }
+            let (_, request) = strip.block(p, 0);
+            let (kb_start, kv_head) = (request.kb_start, strip.kv_head(p));
+            let mut first = 0;
+            while first < strip.keys {
+                let span = strip.span(first);
+                // The parity of the phase before the first is 1: the first span does not wait.
+                mbarrier::wait(shared.done(), (spans & 1) ^ 1);
+                let (chunks, stages) = (span.chunks(), span.stages());
+                let (tiles, map) = if stages == RING_TILES { (1, maps[0]) } else { (2, maps[1]) };
+                let (mut step, mut at) = (0, Turn::<RING_TILES>::START);
+                while step < STEPS {
+                    let mut chunk = 0;
+                    while chunk < chunks {
+                        let copies = span.tiles(chunk).div_ceil(tiles);
+                        shared.keys.wait_empty(at);
+                        mbarrier::expect_tx_if(shared.keys.full(at), copies * tiles * TILE_BYTES, leader);
+                        let mut copy = rank;
+                        while copy < copies {
+                            let key = kb_start + first + (chunk * CHUNK + copy * tiles * TILE) as i32;
+                            let to = shared.key_tile(at.stage(), stages, copy * tiles);
+                            cluster::load_3d(to, map, shared.keys.full(at), [(step * STEP) as i32, key, kv_head], everyone);
+                            copy += blocks;
+                        }
+                        at = at.next_of(stages);
+                        chunk += 1;
+                    }
+                    step += 1;
+                }
+                first += SPAN as i32;
+                spans += 1;
+            }
+        }
+    }
+}
+
+/// The warp that hands query sums over to the products, which read through the async proxy. The fence between the two is a
+/// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none. It also fetches
+/// queries into L2, so many groups ahead of the sums that it hands over.
+///
+/// # Safety
+/// A whole warp, converged, after the barriers' initialisation.
+#[inline(always)]
+pub(super) unsafe fn hand_over_sums(p: &SelectParams, q_map: TensorMapPtr) {
+    let mut at = Turn::<SUM_TURNS>::START;
+    let mut strips = Strips::new(p);
+    // SAFETY: barriers are initialised; the sums of a stage are written before its barrier completes, and not again before the
+    // products have read them.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            let octets = strip.scored_octets(p, special::tid_x_again() % 32);
+            if octets.count == 0 {
+                continue;
+            }
+            keep::<1>(Queries::of(p, &strip, octets.first).words());
+            keep::<0>([0, 0, octets.count, strip.groups()]);
+            let mut group = 0;
+            while group < kept_alike::<0>()[3] + QUERY_AHEAD {
+                if group < kept_alike::<0>()[3] {
+                    prefetch_group(p, q_map, group);
+                }
+                if group >= QUERY_AHEAD {
+                    let shared = Shared::again();
+                    mbarrier::wait(shared.written(at), at.parity());
+                    fence::proxy_async_shared();
+                    warp::sync();
+                    mbarrier::arrive_if(shared.sums.full(at), special::tid_x_again().is_multiple_of(32) as u32);
+                    at = at.next();
+                }
+                group += 1;
+            }
+        }
+    }
+}
+
+/// Fetches group `group` of the strip whose queries the warp keeps into L2, half a unit a lane.
+///
+/// # Safety
+/// As [`hand_over_sums`].
+#[inline(always)]
+unsafe fn prefetch_group(p: &SelectParams, q_map: TensorMapPtr, group: u32) {
+    // SAFETY: forwarded.
+    unsafe {
+        let (queries, lane) = (Queries::from_words(p, kept::<1>()), special::tid_x_again() % 32);
+        let (octet, part) = (lane / PARTS, lane % PARTS);
+        let (coords, there) = queries.box_of(queries.half(octet, group % GROUPS as u32, part));
+        tma::prefetch_4d_if(q_map, coords, (there & (octet < kept::<0>()[2])) as u32);
+    }
+}
