@@ -168,7 +168,7 @@ impl ValueTerm {
             let (low, high) = halves(mean);
             // All lanes have looked.
             warp::sync();
-            smem::st_v4_if(known, [low, high, divisor.to_bits(), name], (special::tid_x_again() % 32 == 0) as u32);
+            smem::st_v4_if(known, [low, high, divisor.to_bits(), name], special::tid_x_again().is_multiple_of(32) as u32);
             warp::sync();
             Self { norms, counted, mean, divisor, lambda: p.lambda }
         }
