@@ -4,7 +4,7 @@ use super::probe::{barrier_at, copy_out, fill, region};
 use crate::abi_probe::{ProbeParams, REGION_BYTES, UNTOUCHED};
 use crate::config::TILE_BYTES;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
-use crate::ptx::{barrier, fence, global, mbarrier, special, tma};
+use crate::ptx::{barrier, cluster, fence, global, mbarrier, special, tma};
 
 /// Bytes of a full tile.
 const TILE: u32 = TILE_BYTES as u32;
@@ -109,6 +109,26 @@ pub unsafe extern "gpu-kernel" fn probe_tma_3d(p: ProbeParams, _map: TensorMap) 
     }
 }
 
+/// The same, by an elected lane of the first warp, to the blocks of the cluster of which there is one.
+///
+/// `out`: as [`probe_tma_2d`].
+///
+/// # Safety
+/// As [`probe_tma_3d`].
+#[unsafe(no_mangle)]
+pub unsafe extern "gpu-kernel" fn probe_tma_3d_elected(p: ProbeParams, _map: TensorMap) {
+    let map: TensorMapPtr = tensor_map_param!(probe_tma_3d_elected, 1);
+    // SAFETY: one announced box, by a whole warp.
+    unsafe {
+        start();
+        if special::tid_x() < 32 {
+            mbarrier::expect_tx(barrier_at(0), TILE);
+            cluster::load_3d(region(0), map, barrier_at(0), [0, p.y, p.x], 1);
+        }
+        finish(p.out);
+    }
+}
+
 /// A tile of 128 tokens gathered from pages: `count` boxes of `x` tokens (`count * x` = 128) of head `y`, each from token
 /// `z` of its page. `a`: i32 `[count]` page numbers.
 ///
@@ -131,6 +151,32 @@ pub unsafe extern "gpu-kernel" fn probe_tma_pages(p: ProbeParams, _map: TensorMa
             tma::load_4d_if(region(0).offset(to), map, barrier_at(0), [0, p.z, p.y, page], first);
             tma::load_4d_if(region(1).offset(to), map, barrier_at(0), [0, p.z, p.y, page], 0);
             i += 1;
+        }
+        finish(p.out);
+    }
+}
+
+/// The same, by an elected lane of the first warp.
+///
+/// `out`: as [`probe_tma_2d`].
+///
+/// # Safety
+/// As [`probe_tma_pages`].
+#[unsafe(no_mangle)]
+pub unsafe extern "gpu-kernel" fn probe_tma_pages_elected(p: ProbeParams, _map: TensorMap) {
+    let map: TensorMapPtr = tensor_map_param!(probe_tma_pages_elected, 1);
+    let (boxes, rows) = (p.count as u32, p.x as u32);
+    // SAFETY: the boxes fill one tile, which is announced as a whole, by a whole warp.
+    unsafe {
+        start();
+        if special::tid_x() < 32 {
+            mbarrier::expect_tx(barrier_at(0), TILE);
+            let mut i = 0;
+            while i < boxes {
+                let page = global::ld_nc_u32(super::probe::word(p.a, i)) as i32;
+                tma::load_4d(region(0).offset(i * rows * 128), map, barrier_at(0), [0, p.z, p.y, page]);
+                i += 1;
+            }
         }
         finish(p.out);
     }

@@ -94,19 +94,27 @@ fn boxes_of_a_2d_tensor_are_swizzled_and_zero_filled(#[case] x: i32) {
 #[case(0, 0)]
 #[case(72, 2)]
 #[case(150, 1)]
-fn boxes_of_one_head_of_the_queries(#[case] x: usize, #[case] head: usize) {
+fn boxes_of_one_head_of_the_queries(
+    #[case] x: usize,
+    #[case] head: usize,
+    #[values("probe_tma_3d", "probe_tma_3d_elected")] kernel: &'static str,
+) {
     let Some(gpu) = gpu() else { return };
     let mut rng = rng("tma_3d");
     let (rows, heads) = (200, 3);
     let bytes = random_bytes(&mut rng, rows * heads * 128);
     let source =
         Source { bytes: &bytes, dims: &[128, heads as u64, rows as u64], strides: &[128, heads as u64 * 128], box_dims: &[128, 1, 128] };
-    let got = load(&gpu, "probe_tma_3d", &source, &[0], ProbeParams { x: x as i32, y: head as i32, ..Default::default() });
+    let got = load(&gpu, kernel, &source, &[0], ProbeParams { x: x as i32, y: head as i32, ..Default::default() });
     check_tile(&got, |r| row_at(&bytes, (x + r < rows).then_some(((x + r) * heads + head) * 128)));
 }
 
 #[rstest]
-fn pages_are_gathered_into_a_tile(#[values(16, 32, 64, 128, 256)] page_size: usize, #[values(false, true)] head_major: bool) {
+fn pages_are_gathered_into_a_tile(
+    #[values(16, 32, 64, 128, 256)] page_size: usize,
+    #[values(false, true)] head_major: bool,
+    #[values("probe_tma_pages", "probe_tma_pages_elected")] kernel: &'static str,
+) {
     let Some(gpu) = gpu() else { return };
     let mut rng = rng("tma_pages");
     let (heads, pages, head) = (3, 40, 2);
@@ -128,7 +136,7 @@ fn pages_are_gathered_into_a_tile(#[values(16, 32, 64, 128, 256)] page_size: usi
         box_dims: &[128, rows as u32, 1, 1],
     };
     let params = ProbeParams { count: list.len() as i32, x: rows as i32, y: head as i32, z: first as i32, ..Default::default() };
-    let got = load(&gpu, "probe_tma_pages", &source, &list, params);
+    let got = load(&gpu, kernel, &source, &list, params);
     check_tile(&got, |r| {
         let number = usize::try_from(list[r / rows]).ok().filter(|&n| n < pages);
         row_at(&bytes, number.map(|n| n * page + (first + r % rows) * token + head * of_head))
