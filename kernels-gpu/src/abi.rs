@@ -206,14 +206,14 @@ pub struct SummarizeKvParams {
     pub count: i32,
 }
 
-/// `select_stem` (parameter 0; parameters 1 and 2 are tensor maps): from queries and summaries to block lists.
+/// `select_stem` (parameter 0; parameters 1 to 3 are tensor maps): from queries and summaries to block lists.
 /// Grid `hq` times the strips of a head (or fewer, a multiple of the cluster), [`crate::config::select::THREADS`] threads, in
 /// clusters of heads that share a KV head.
 ///
-/// Tensor map of the key sums: bf16, 3D `[2048, total_kb, hkv]`, box `[64, 64, 1]`, 128-byte swizzle, zero fill.
+/// Tensor maps of the key sums, 1 and 2: bf16, 3D `[2048, total_kb, hkv]`, box `[64, 64, 1]` and `[64, 128, 1]`, 128-byte swizzle, zero fill.
 ///
-/// Tensor map of the queries: bytes, 4D `[128, 16, q_mapped / 16, hq]` with the strides of 1 token, 16 tokens and 1 head, box
-/// `[128, 1, 64, 1]`, 128-byte swizzle, zero fill. A copy from `(0, t % 16, t / 16, h)` brings tokens t, t + 16, .., t + 1008 of head h.
+/// Tensor map of the queries, 3: bytes, 4D `[128, 16, q_mapped / 16, hq]` with the strides of 1 token, 16 tokens and 1 head, box
+/// `[128, 1, 32, 1]`, 128-byte swizzle, zero fill. A copy from `(0, t % 16, t / 16, h)` brings tokens t, t + 16, .., t + 496 of head h.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SelectParams {

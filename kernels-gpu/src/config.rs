@@ -127,8 +127,8 @@ pub mod summarize_kv {
     pub const SMEM_BYTES: u32 = SCALES + BLOCK as u32 * 4;
 }
 
-/// `select_stem`: four consumer warpgroups, seven warps that sum queries, one that makes the value terms, and four that copy key sums,
-/// copy queries, hand the query sums over and look strips up.
+/// `select_stem`: four consumer warpgroups, seven warps that copy and sum queries, one that makes the value terms, and a warpgroup of which
+/// three warps have work: to copy key sums, to hand the query sums over, to look strips up.
 pub mod select {
     use super::{GROUP_TOKENS, GROUPS, HEAD_DIM, SUM_LEN};
     /// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums

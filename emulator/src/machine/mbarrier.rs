@@ -120,7 +120,8 @@ impl Cluster<'_> {
                 bits |= 1 << lane;
                 match open.iter_mut().find(|(place, _)| *place == (block, at)) {
                     Some((_, mask)) => *mask |= 1 << lane,
-                    None => open.push(((block, at), 1 << lane)),
+                    None if self.races.is_some() => open.push(((block, at), 1 << lane)),
+                    None => {}
                 }
             } else if ask.wait {
                 warp.parts[k].wait = Wait::Mbarrier { block, at, phase: m.phase };

@@ -168,14 +168,14 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Gives a stage of key sums back to every block of the cluster, where `on` is 1.
+    /// Gives a stage of key sums back to every block of the cluster.
     ///
     /// # Safety
     /// A whole warpgroup, converged, whose products on the stage are complete.
     #[inline(always)]
-    unsafe fn release_keys(self, shared: Shared, at: Turn<RING_TILES>, on: u32) {
+    unsafe fn release_keys(self, shared: Shared, at: Turn<RING_TILES>) {
         // SAFETY: forwarded; one thread a block of the cluster, which does not end before all of them do.
-        unsafe { cluster::arrive_if(shared.keys.empty(at), self.thread, on & (self.thread < self.blocks) as u32) }
+        unsafe { cluster::arrive_if(shared.keys.empty(at), self.thread, (self.thread < self.blocks) as u32) }
     }
 
     /// Gives a group of query sums back, where `on` is 1.
@@ -226,7 +226,7 @@ impl Consumer {
                                 wgmma::wait::<0>();
                             }
                             // At once, not when the next is on its way: where copies set the pace the stage is missing.
-                            self.release_keys(shared, keys, 1);
+                            self.release_keys(shared, keys);
                         }
                     });
                 });
@@ -253,7 +253,7 @@ impl Consumer {
                 let (keys, sums) = (Turn::<RING_TILES>::of(step, stages), Turn::<SUM_TURNS>::at(step / 2));
                 shared.sums.wait_full(sums);
                 shared.keys.wait_full(keys);
-                self.release_keys(shared, keys, 1);
+                self.release_keys(shared, keys);
                 self.release_sums(shared, sums, step % 2);
                 step += 1;
             }

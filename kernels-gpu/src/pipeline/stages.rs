@@ -25,12 +25,6 @@ impl<const N: u32> Turn<N> {
         Self { stage: n & (stages - 1), parity: (n >> stages.trailing_zeros()) % 2 }
     }
 
-    /// Stage `stage` in a pass of parity `parity`.
-    #[inline(always)]
-    pub fn in_pass(stage: u32, parity: u32) -> Self {
-        Self { stage, parity }
-    }
-
     /// The stage.
     #[inline(always)]
     pub fn stage(self) -> u32 {

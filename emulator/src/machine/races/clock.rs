@@ -33,9 +33,7 @@ impl Clock {
 
     /// Puts all that is ordered before this place before the other proxy's accesses, too.
     pub(super) fn fence(&mut self) {
-        let seen = std::mem::take(&mut self.seen);
-        join(&mut self.fenced, &seen);
-        self.seen = seen;
+        join(&mut self.fenced, &self.seen);
     }
 
     pub(super) fn join(&mut self, other: &Self) {

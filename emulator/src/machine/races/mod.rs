@@ -42,6 +42,14 @@ struct Timeline {
     product: Option<Past>,
 }
 
+impl Timeline {
+    /// Some lanes come to know what is in a clock.
+    fn acquire(&mut self, mask: u32, from: &Clock) {
+        self.product = None;
+        self.lanes.change(mask, |clock| clock.join(from));
+    }
+}
+
 struct Mbarrier {
     meeting: Meeting,
     /// Number of the agent of its copies.
@@ -94,11 +102,6 @@ impl Races {
         all
     }
 
-    fn acquire(&mut self, warp: usize, mask: u32, from: &Clock) {
-        self.warps[warp].product = None;
-        self.warps[warp].lanes.change(mask, |clock| clock.join(from));
-    }
-
     /// `bar.warp.sync`.
     pub(super) fn warp_sync(&mut self, warp: &Warp, mask: u32) {
         let warp = self.warp(warp);
@@ -134,9 +137,7 @@ impl Races {
     /// After the wait at a named barrier.
     pub(super) fn leave_named(&mut self, warp: &Warp, id: usize, mask: u32) {
         let index = self.warp(warp);
-        let done = std::mem::take(&mut self.named[warp.block][id].done);
-        self.acquire(index, mask, &done);
-        self.named[warp.block][id].done = done;
+        self.warps[index].acquire(mask, &self.named[warp.block][id].done);
     }
 
     /// Arrival at the cluster's barrier.
@@ -153,9 +154,7 @@ impl Races {
     /// After the wait at the cluster's barrier.
     pub(super) fn leave_cluster(&mut self, warp: &Warp, mask: u32) {
         let index = self.warp(warp);
-        let done = std::mem::take(&mut self.cluster.done);
-        self.acquire(index, mask, &done);
-        self.cluster.done = done;
+        self.warps[index].acquire(mask, &self.cluster.done);
     }
 
     /// `mbarrier.init` by a lane.
@@ -195,11 +194,8 @@ impl Races {
     /// After lanes have seen the end of a phase.
     pub(super) fn leave_mbarrier(&mut self, warp: &Warp, mask: u32, at: Place) {
         let index = self.warp(warp);
-        let Some(m) = self.mbarriers.get_mut(&at) else { return };
-        let done = std::mem::take(&mut m.meeting.done);
-        self.acquire(index, mask, &done);
-        if let Some(m) = self.mbarriers.get_mut(&at) {
-            m.meeting.done = done;
+        if let Some(m) = self.mbarriers.get(&at) {
+            self.warps[index].acquire(mask, &m.meeting.done);
         }
     }
 
