@@ -254,8 +254,12 @@ pub struct SelectParams {
     pub guards_on_top: i32,
     /// 0: exact count, ties to the lower index; 1: every tie kept.
     pub keep_all_ties: i32,
-    /// Query blocks of a strip, at most [`crate::config::select::ROWS`].
-    pub strip: i32,
+    /// Windows of query blocks ([`crate::layout::windows`]), a strip or more each.
+    pub windows: i32,
+    /// Of these, windows of [`crate::config::select::ROWS`] rows: the first.
+    pub long_windows: i32,
+    /// Rows of each of the others, at most as many.
+    pub window_rows: i32,
     /// Columns of a row of `scores`.
     pub score_stride: i32,
     /// 1: `scores` has rows for each block of the grid, and is scratch; 0: for every query block.
@@ -493,7 +497,7 @@ const _: () = {
     assert!(size_of::<RowStrides>() == 16);
     assert!(size_of::<AppendKvParams>() == 224 && offset_of!(AppendKvParams, k_strides) == 72);
     assert!(size_of::<SummarizeKvParams>() == 248 && offset_of!(SummarizeKvParams, k_strides) == 80);
-    assert!(size_of::<SelectParams>() == 152 && offset_of!(SelectParams, qk_scale) == 80);
+    assert!(size_of::<SelectParams>() == 160 && offset_of!(SelectParams, qk_scale) == 80);
     assert!(size_of::<ProbeMeansParams>() == 88 && offset_of!(ProbeMeansParams, k_strides) == 40);
     assert!(size_of::<SelectProbeParams>() == 152 && offset_of!(SelectProbeParams, softmax_scale_log2) == 88);
     assert!(size_of::<ListRows>() == 48);

@@ -11,6 +11,7 @@ mod lists;
 mod select;
 mod select_maps;
 mod select_probe;
+mod select_shape;
 mod span;
 mod summarize_kv;
 mod tables;

@@ -1,5 +1,6 @@
 //! `select`: from queries and the summaries of the key blocks to block lists, in one launch.
 
+use super::select_shape::{LEAST_ROWS, Room, SCRATCH_BLOCKS, Shape, choosing};
 use super::{Launcher, RowStrides, Span, int, product, select_maps};
 use crate::config::{Guards, StemConfig, TieRule};
 use crate::driver::{Arg, Launch};
@@ -9,8 +10,7 @@ use float8::F8E4M3;
 use half::bf16;
 use stem_attn_kernels::abi::SelectParams;
 use stem_attn_kernels::config::select::{ROWS, SPAN};
-use stem_attn_kernels::config::{GROUPS, RUNS, SUM_LEN};
-use stem_attn_kernels::layout::select::{Row, Rule};
+use stem_attn_kernels::config::{RUNS, SUM_LEN};
 
 /// Block lists in device memory.
 #[derive(Clone, Copy, Debug)]
@@ -77,10 +77,6 @@ pub enum ScoreSpace {
     },
 }
 
-/// Most thread blocks of a grid whose rows go through scratch memory: a multiple of every cluster, and about as many as the
-/// largest Hopper GPU runs at a time (132).
-const SCRATCH_BLOCKS: usize = 128;
-
 /// Elements of scratch memory that [`select`] needs for a batch: 0 where no request has more than 1,024 key blocks.
 ///
 /// # Errors
@@ -90,87 +86,6 @@ pub fn scratch_len(geometry: &Geometry) -> Result<usize> {
         return Ok(0);
     }
     product("score scratch", &[SCRATCH_BLOCKS, ROWS as usize, geometry.max_kb])
-}
-
-/// What the GPU holds.
-#[derive(Clone, Copy, Debug)]
-struct Room {
-    /// Multiprocessors.
-    sm_count: usize,
-    /// Blocks of the kernel that run at a time in clusters of 1 and 2; 0 where that is not known.
-    resident: [usize; 2],
-}
-
-/// How the work of a batch is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
-    /// Query blocks of a strip.
-    strip: usize,
-    /// Thread blocks of a cluster: heads that share their copies of the key sums.
-    cluster: usize,
-    /// Thread blocks of the grid.
-    blocks: usize,
-}
-
-/// Clocks of a strip in which nothing but latency counts: statistics, look-ups, first queries, top-k.
-const STRIP_CLOCKS: usize = 27_000;
-/// Clocks of a unit of queries in a warpgroup that sums, of which a strip of 32 rows has one a group, and shorter ones fewer.
-const UNIT_CLOCKS: usize = 1_600;
-/// Clocks of the products of a strip with a key block, whatever its rows.
-const KEY_CLOCKS: usize = 80;
-
-/// Query blocks of a strip. Shorter ones are sooner done with their queries and more for the multiprocessors to share, but read
-/// the key sums more often. `chooses` tells which rows are scored, in order.
-fn strip_len(geometry: &Geometry, hq: usize, room: &Room, chooses: &[bool]) -> usize {
-    let clocks = |strip: usize| {
-        let scored = chooses.chunks(strip).filter(|rows| rows.contains(&true)).count();
-        let rounds = hq.saturating_mul(scored).div_ceil(room.sm_count.max(1));
-        let units = GROUPS * strip / ROWS as usize;
-        rounds.saturating_mul(STRIP_CLOCKS + (units * UNIT_CLOCKS).max(geometry.max_kb.saturating_mul(KEY_CLOCKS)))
-    };
-    // The first of equals: the longest.
-    [ROWS as usize, ROWS as usize / 2, LEAST_STRIP].into_iter().min_by_key(|strip| clocks(*strip)).unwrap_or(ROWS as usize)
-}
-
-/// The shortest strips there are.
-const LEAST_STRIP: usize = ROWS as usize / 4;
-
-/// Which rows have to choose, where the batch is so small that it matters; else nothing.
-fn choosing(geometry: &Geometry, hq: usize, sm_count: usize, config: &StemConfig) -> Vec<bool> {
-    if hq.saturating_mul(geometry.total_qb().div_ceil(ROWS as usize)) >= sm_count.saturating_mul(2) {
-        return Vec::new();
-    }
-    let (sink, window) = (config.sink.min(i32::MAX as u32) as i32, config.window.min(i32::MAX as u32) as i32);
-    let rows = geometry.query_blocks.iter().map(|block| {
-        let keys = geometry.requests.get(block.request as usize).map_or(0, |request| request.kb_len);
-        let row = Row::new(block.block, keys, geometry.causal, sink, window, matches!(config.guards, Guards::OnTop));
-        Rule { budget: block.budget, keep_all_ties: false, low_bit: 0 }.chooses(row)
-    });
-    rows.collect()
-}
-
-impl Shape {
-    fn of(geometry: &Geometry, hq: usize, group: usize, room: &Room, scratch: bool, chooses: &[bool]) -> Self {
-        let items = |strip: usize| hq.saturating_mul(geometry.total_qb().div_ceil(strip));
-        let strip = strip_len(geometry, hq, room, chooses);
-        // Sharing pays where key sums are most of the traffic; where they are not, waiting for each other costs more.
-        // Clusters of four share more, but only 120 of an H200's 132 multiprocessors take part in them (its groups of
-        // multiprocessors are no multiples of four): 5 % slower at 128 K.
-        let wanted = if geometry.max_kb < 256 { 1 } else { 2 };
-        let cluster = if group.is_multiple_of(wanted) { wanted } else { 1 };
-        let items = items(strip);
-        // Blocks that stay and take one item after another start the next while the last lists of the one before are written. All of
-        // them have to run at a time, or the rest would come when the first have done everything.
-        let resident = room.resident[cluster.ilog2() as usize];
-        let most = match (scratch, resident) {
-            (true, 0) => SCRATCH_BLOCKS,
-            (true, n) => n.min(SCRATCH_BLOCKS),
-            (false, 0) => items,
-            (false, n) => n,
-        };
-        // Clusters are whole: items are a multiple of every cluster, and so is each of the limits.
-        Self { strip, cluster, blocks: items.min(most) }
-    }
 }
 
 /// Lists of every row, with the geometry's budgets.
@@ -190,7 +105,7 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
     let (scores, score_stride, scratch) = args.scores.check(geometry, hq)?;
     let room = Room { sm_count: at.kernels.sm_count(), resident: at.kernels.select_blocks() };
     let chooses = choosing(geometry, hq, room.sm_count, config);
-    let shape = Shape::of(geometry, hq, at.heads.group(), &room, scratch, &chooses);
+    let shape = Shape::of(geometry, hq, at.heads.group(), &room, scratch, &chooses)?;
     if shape.blocks == 0 {
         // An empty tensor has no map.
         return Ok(());
@@ -216,7 +131,9 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
         window: int("window", config.window as usize)?,
         guards_on_top: matches!(config.guards, Guards::OnTop).into(),
         keep_all_ties: matches!(config.ties, TieRule::KeepAll).into(),
-        strip: int("strip", shape.strip)?,
+        windows: shape.windows.count(),
+        long_windows: shape.windows.long,
+        window_rows: shape.windows.rows,
         score_stride: int("score_stride", score_stride)?,
         scores_by_block: scratch.into(),
         list_stride: int("list_stride", args.lists.stride)?,
@@ -260,8 +177,8 @@ impl ScoreSpace {
 
 /// Checks the grids that [`select`] may launch for a batch, whatever the GPU.
 pub(crate) fn check_grid(geometry: &Geometry, hq: usize) -> Result<()> {
-    let strips = geometry.total_qb().div_ceil(LEAST_STRIP);
-    Launch::grid(hq.saturating_mul(strips), 1, 1).validate("select")
+    let windows = geometry.total_qb().div_ceil(LEAST_ROWS);
+    Launch::grid(hq.saturating_mul(windows), 1, 1).validate("select")
 }
 
 #[cfg(test)]
@@ -270,41 +187,6 @@ mod tests {
 
     fn geometry(tokens: i32) -> Geometry {
         Geometry::new(&[0, tokens], &[0, tokens], &[tokens], true, None).expect("a batch")
-    }
-
-    #[test]
-    fn grids_are_multiples_of_their_clusters() {
-        for tokens in [1, 128, 8192, 32_768, 65_536, 131_072, 1 << 20] {
-            for (hq, hkv) in [(1, 1), (2, 1), (3, 1), (6, 3), (8, 8), (12, 3), (32, 4), (40, 8)] {
-                for (sm_count, resident) in [(78, [78, 78]), (114, [0; 2]), (132, [132, 132])] {
-                    let geometry = geometry(tokens);
-                    let scratch = geometry.max_kb > 1024;
-                    let chooses = vec![true; geometry.total_qb().min(400)];
-                    let room = Room { sm_count, resident };
-                    let Shape { strip, cluster, blocks } = Shape::of(&geometry, hq, hq / hkv, &room, scratch, &chooses);
-                    assert!([8, 16, 32].contains(&strip));
-                    assert!(blocks > 0 && (hq / hkv) % cluster == 0, "{tokens}, {hq}/{hkv}");
-                    // Items of a cluster are neighbouring heads of one window, also after a stride of the whole grid.
-                    assert_eq!(hq % cluster, 0);
-                    assert_eq!(blocks % cluster, 0, "{tokens}, {hq}/{hkv}: {blocks} in {cluster}");
-                    assert!(blocks <= hq * geometry.total_qb().div_ceil(strip));
-                }
-            }
-        }
-    }
-
-    /// 32 heads on 132 multiprocessors: short strips where there are few rows, none where they only read more keys.
-    #[test]
-    fn strips_are_as_short_as_pays() {
-        let room = Room { sm_count: 132, resident: [132, 132] };
-        let config = StemConfig { alpha: 0.7, ..StemConfig::preset(crate::config::Preset::Hpc) };
-        let strip = |tokens: i32, kv: i32| {
-            let geometry = Geometry::new(&[0, tokens], &[0, kv], &[kv], true, Some(&config)).expect("a batch");
-            strip_len(&geometry, 32, &room, &choosing(&geometry, 32, room.sm_count, &config))
-        };
-        assert_eq!([8192, 16_384, 32_768, 131_072].map(|n| strip(n, n)), [8, 32, 32, 32]);
-        assert_eq!(strip(4096, 4096), 32, "no row chooses");
-        assert_eq!(strip(8192, 131_072), 32, "products bind");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the selection works on: strips of query blocks of one head, against spans of key blocks.
 //!
-//! The query blocks of the batch are cut into windows of `strip` blocks, whatever request they belong to; the part of a window
+//! The query blocks of the batch are cut into windows ([`crate::layout::windows`]), whatever request they belong to; the part of a window
 //! that one request owns is a strip. Every role of a block walks the same strips for itself: they are a few loads away, and
 //! nothing has to be handed over. Items (a window of a head) are numbered from the longest rows, at the end of a causal prompt,
 //! to the shortest, and by head within: the blocks of a cluster work on the same strip of neighbouring heads. A grid that is smaller
@@ -10,6 +10,7 @@ use crate::abi::{QueryBlock, Request, SelectParams};
 use crate::config::GROUPS;
 use crate::config::select::{CHUNK, CONSUMERS, OCTET, RING_TILES, SPAN, TILE};
 use crate::layout::select::{BF16_LOW_BIT, Row, Rule};
+use crate::layout::windows::Windows;
 use crate::ptx::{special, warp};
 
 /// Some query blocks of one request and head. What else there is to know of them is looked up where it is needed: registers
@@ -62,9 +63,7 @@ impl<'a> Strips<'a> {
     /// Whether there is one.
     #[inline(always)]
     pub fn any(&self) -> bool {
-        // SAFETY: a model has heads and a strip has rows.
-        unsafe { core::hint::assert_unchecked(self.p.hq > 0 && self.p.strip > 0 && self.p.total_qb >= 0) };
-        self.item() < self.windows() * self.p.hq as u32
+        self.item() < (self.p.windows * self.p.hq) as u32
     }
 
     /// The item. At most the number of items and two rounds: `ops::select` launches no grid of more than 2^31 blocks, and none
@@ -75,11 +74,6 @@ impl<'a> Strips<'a> {
         self.round * blocks + if self.round.is_multiple_of(2) { block } else { blocks - 1 - block }
     }
 
-    #[inline(always)]
-    fn windows(&self) -> u32 {
-        (self.p.total_qb as u32).div_ceil(self.p.strip as u32)
-    }
-
     /// The present one, looked up anew: it need not be kept.
     ///
     /// # Safety
@@ -88,13 +82,13 @@ impl<'a> Strips<'a> {
     #[inline(always)]
     pub unsafe fn current(&self) -> Strip {
         let p = self.p;
-        // SAFETY: as in `any`; the query block is one of the batch's.
+        // SAFETY: a model has heads; the query block is one of the batch's.
         unsafe {
-            core::hint::assert_unchecked(p.hq > 0 && p.strip > 0 && p.total_qb >= 0);
+            core::hint::assert_unchecked(p.hq > 0);
             let item = self.item();
-            let start = ((self.windows() - 1 - item / p.hq as u32) * p.strip as u32) as i32;
             let head = (item % p.hq as u32) as i32;
-            let end = smaller(start + p.strip, p.total_qb);
+            let windows = Windows { blocks: p.total_qb, long: p.long_windows, rows: p.window_rows };
+            let [start, end] = windows.range((item / p.hq as u32) as i32);
             let first = start + self.done;
             let QueryBlock { request, block, .. } = *(p.query_blocks as *const QueryBlock).offset(first as isize);
             let request = *(p.requests as *const Request).offset(request as isize);
