@@ -153,5 +153,14 @@ mod tests {
         assert_eq!([8192, 16_384, 32_768, 131_072].map(|n| windows(n, n)), [(0, 8), (0, 24), (4, 24), (0, 32)]);
         assert_eq!(windows(4096, 4096), (0, 32), "no row chooses");
         assert_eq!(windows(8192, 131_072), (0, 32), "products bind");
+        // What the tests of the kernel count on: 112 rows of 64 heads here, 80 of two on four multiprocessors.
+        let few = |blocks: usize, hq, sm_count| {
+            let tokens = blocks as i32 * 128;
+            let geometry = Geometry::new(&[0, tokens], &[0, tokens], &[tokens], true, None).expect("a batch");
+            let Windows { long, rows, .. } =
+                cut(&geometry, hq, &Room { sm_count, resident: [0; 2] }, &vec![true; blocks]).expect("windows");
+            (long, rows)
+        };
+        assert_eq!([few(112, 64, 132), few(80, 2, 4)], [(2, 24), (2, 8)]);
     }
 }

@@ -36,8 +36,9 @@ pub unsafe fn sync() {
 }
 
 /// Where `on` is not 0, arrives once at the barrier that lies at `bar` in block `rank` of the cluster, after the thread's earlier
-/// accesses as far as its own block is concerned: enough where what the barrier guards is read by asynchronous products, whose
-/// wait has run, and written by copies.
+/// accesses as far as its own block is concerned. That is enough where what the barrier guards is shared memory of its own block, in which
+/// it has ended all accesses, and which copies overwrite: there is no second copy of it to become visible later. (A release to the cluster is a
+/// memory barrier of the whole GPU, and waits for every store to device memory that is still on its way.)
 /// PTX: `mapa.shared::cluster.u32 r, bar, rank; @p mbarrier.arrive.shared::cluster.b64 _, [r]`.
 /// Called by a thread, or by a warp with some lanes `on`.
 ///
@@ -50,25 +51,6 @@ pub unsafe fn arrive_if(bar: SmemAddr, rank: u32, on: u32) {
     unsafe {
         asm!(
             "{{ .reg .pred p; .reg .b32 r; setp.ne.u32 p, {on}, 0; mapa.shared::cluster.u32 r, {bar}, {rank}; @p mbarrier.arrive.shared::cluster.b64 _, [r]; }}",
-            bar = in(reg32) bar.0,
-            rank = in(reg32) rank,
-            on = in(reg32) on,
-        );
-    }
-}
-
-/// As [`arrive_if`], after the thread's earlier accesses for the whole cluster. It costs a memory barrier of the whole GPU: not
-/// for inner loops.
-/// PTX: `mapa.shared::cluster.u32 r, bar, rank; @p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r]`.
-///
-/// # Safety
-/// As [`arrive_if`].
-#[inline(always)]
-pub unsafe fn release_if(bar: SmemAddr, rank: u32, on: u32) {
-    // SAFETY: the caller's obligation.
-    unsafe {
-        asm!(
-            "{{ .reg .pred p; .reg .b32 r; setp.ne.u32 p, {on}, 0; mapa.shared::cluster.u32 r, {bar}, {rank}; @p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r]; }}",
             bar = in(reg32) bar.0,
             rank = in(reg32) rank,
             on = in(reg32) on,

@@ -2,7 +2,7 @@
 
 use crate::abi::SelectParams;
 use crate::config::GROUPS;
-use crate::config::select::{CHUNK, PARTS, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
+use crate::config::select::{CHUNK, PARTS, QUERIES_FIRST, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
 use crate::pipeline::kept::{keep, kept, kept_alike};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
@@ -67,14 +67,15 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
 
 /// The warp that hands query sums over to the products, which read through the async proxy. The fence between the two is a
 /// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none. It also fetches
-/// queries into L2, so many groups ahead of the sums that it hands over.
+/// queries into L2, so many groups ahead of the sums that it hands over; not the first ones of all ([`fetch_first`]), which it would
+/// hand over later for it.
 ///
 /// # Safety
 /// A whole warp, converged, after the barriers' initialisation.
 #[inline(always)]
 pub(super) unsafe fn hand_over_sums(p: &SelectParams, q_map: TensorMapPtr) {
     let mut at = Turn::<SUM_TURNS>::START;
-    let mut strips = Strips::new(p);
+    let (mut strips, mut ahead) = (Strips::new(p), QUERY_AHEAD);
     // SAFETY: barriers are initialised; the sums of a stage are written before its barrier completes, and not again before the
     // products have read them.
     unsafe {
@@ -87,11 +88,9 @@ pub(super) unsafe fn hand_over_sums(p: &SelectParams, q_map: TensorMapPtr) {
             }
             keep::<1>(Queries::of(p, &strip, octets.first).words());
             keep::<0>([0, 0, octets.count, strip.groups()]);
-            let mut group = 0;
+            let mut group = ahead;
+            ahead = 0;
             while group < kept_alike::<0>()[3] + QUERY_AHEAD {
-                if group < kept_alike::<0>()[3] {
-                    prefetch_group(p, q_map, group);
-                }
                 if group >= QUERY_AHEAD {
                     let shared = Shared::again();
                     mbarrier::wait(shared.written(at), at.parity());
@@ -100,23 +99,51 @@ pub(super) unsafe fn hand_over_sums(p: &SelectParams, q_map: TensorMapPtr) {
                     mbarrier::arrive_if(shared.sums.full(at), special::tid_x_again().is_multiple_of(32) as u32);
                     at = at.next();
                 }
+                if group < kept_alike::<0>()[3] {
+                    prefetch_group(&Queries::from_words(p, kept::<1>()), q_map, kept::<0>()[2], group);
+                }
                 group += 1;
             }
         }
     }
 }
 
-/// Fetches group `group` of the strip whose queries the warp keeps into L2, half a unit a lane.
+/// The warp that fetches the first queries of the block's first strip into L2, while the one that hands sums over has better to do.
 ///
 /// # Safety
-/// As [`hand_over_sums`].
+/// A whole warp, converged.
 #[inline(always)]
-unsafe fn prefetch_group(p: &SelectParams, q_map: TensorMapPtr, group: u32) {
+pub(super) unsafe fn fetch_first(p: &SelectParams, q_map: TensorMapPtr) {
+    let mut strips = Strips::new(p);
     // SAFETY: forwarded.
     unsafe {
-        let (queries, lane) = (Queries::from_words(p, kept::<1>()), special::tid_x_again() % 32);
-        let (octet, part) = (lane / PARTS, lane % PARTS);
-        let (coords, there) = queries.box_of(queries.half(octet, group % GROUPS as u32, part));
-        tma::prefetch_4d_if(q_map, coords, (there & (octet < kept::<0>()[2])) as u32);
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            let octets = strip.scored_octets(p, special::tid_x_again() % 32);
+            if octets.count > 0 {
+                let queries = Queries::of(p, &strip, octets.first);
+                // The warps that sum fetch those before that at once.
+                let mut group = 1;
+                while group < QUERIES_FIRST {
+                    prefetch_group(&queries, q_map, octets.count, group);
+                    group += 1;
+                }
+                return;
+            }
+        }
     }
+}
+
+/// Fetches group `group` of `octets` octets into L2, half a unit a lane.
+///
+/// # Safety
+/// By a whole warp, converged.
+#[inline(always)]
+unsafe fn prefetch_group(queries: &Queries, q_map: TensorMapPtr, octets: u32, group: u32) {
+    let lane = special::tid_x_again() % 32;
+    let (octet, part) = (lane / PARTS, lane % PARTS);
+    let (coords, there) = queries.box_of(queries.half(octet, group % GROUPS as u32, part));
+    // SAFETY: a hint, for what is inside the tensor.
+    unsafe { tma::prefetch_4d_if(q_map, coords, (there & (octet < octets)) as u32) }
 }

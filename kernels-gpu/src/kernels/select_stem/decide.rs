@@ -75,11 +75,11 @@ unsafe fn score_span(p: &SelectParams, consumer: Consumer) -> bool {
 #[inline(always)]
 unsafe fn release_scores(consumer: Consumer) {
     let lane = special::tid_x_again() % 32;
-    // SAFETY: forwarded from `consume`; the fence orders the warp's accesses before the copies.
+    // SAFETY: forwarded from `consume`; the fence orders the warp's accesses, which are to its own block's memory, before the copies.
     unsafe {
         fence::proxy_async_shared();
         warp::sync();
-        cluster::release_if(Shared::again().done(), lane, (lane < consumer.blocks) as u32);
+        cluster::arrive_if(Shared::again().done(), lane, (lane < consumer.blocks) as u32);
     }
 }
 
