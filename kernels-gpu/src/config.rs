@@ -128,7 +128,7 @@ pub mod summarize_kv {
 }
 
 /// `select_stem`: four consumer warpgroups, seven warps that copy and sum queries, one that makes the value terms, and a warpgroup of which
-/// a warp each copies key sums, hands the query sums over, looks strips up, and fetches the first queries to L2.
+/// three warps have work: to copy key sums, to hand the query sums over, to look strips up.
 pub mod select {
     use super::{GROUP_TOKENS, GROUPS, HEAD_DIM, SUM_LEN};
     /// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums
@@ -204,9 +204,7 @@ pub mod select {
     /// Stages of queries, half a unit each: of a warp's two one is in flight while the other is summed.
     pub const QUERY_STAGES: u32 = SUM_WARPS * PARTS;
     /// Groups of queries that are fetched into L2 ahead of the sums that are handed over.
-    pub const QUERY_AHEAD: u32 = 3;
-    /// Groups of a block's first strip that are fetched into L2 at once: of four octets 256 KiB a multiprocessor, two thirds of the L2 in all.
-    pub const QUERIES_FIRST: u32 = 8;
+    pub const QUERY_AHEAD: u32 = 2;
     /// Halves of a unit, four query blocks each.
     pub const PARTS: u32 = 2;
     /// Tokens of half a unit: eight of each row, 16 apart; so the rows of 128 bytes of a stage.

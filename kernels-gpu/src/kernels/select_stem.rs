@@ -2,7 +2,7 @@
 //!
 //! Persistent: a block of threads takes strip after strip of up to 32 query blocks of one head. Seven warps copy and sum queries (each read once
 //! a span), one warp hands the sums over, one copies key sums (of a cluster of two each block loads a half
-//! and sends it to both), one makes the value terms, one looks strips up ahead, one fetches the first queries to L2, four warpgroups multiply and, with the scores of the
+//! and sends it to both), one makes the value terms, one looks strips up ahead, four warpgroups multiply and, with the scores of the
 //! strip in shared memory, decide what each row keeps, two rows a warp. Rows of more than 1,024 key blocks are scored a span at a time,
 //! and their scores go through device memory.
 //!
@@ -52,7 +52,7 @@ unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPt
         if thread == 0 {
             init(shared, blocks);
         }
-        cluster::sync();
+        cluster::meet();
         pdl::launch_dependents();
         // From lane 0: known to be the same in the whole warp.
         let warp_index = warp::shfl_idx_u32(thread / 32, 0);
@@ -78,8 +78,6 @@ unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPt
                 copy::hand_over_sums(p, q_map);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 2 {
                 plan_strips(p, shared, thread % 32);
-            } else {
-                copy::fetch_first(p, q_map);
             }
         }
         cluster::sync();
@@ -169,4 +167,4 @@ unsafe fn plan_strips(p: &SelectParams, shared: Shared, lane: u32) {
     }
 }
 
-const _: () = assert!(32 * (CONSUMER_WARPS + SIDE_WARPS + 4) == THREADS);
+const _: () = assert!(32 * (CONSUMER_WARPS + SIDE_WARPS + 4) == THREADS, "the last warp is there for the warpgroup's registers");

@@ -98,12 +98,13 @@ pub unsafe fn write_lists(p: &SelectParams) {
     unsafe {
         // The same in all lanes, and known to be.
         let mut r = warp::shfl_idx_u32(own_row(0), 0);
-        let [rows, keys] = kept::plan().size();
+        let plan = kept::plan();
+        let ([rows, keys], scored) = (plan.size(), plan.scored());
         // Then it has no later one either.
         if r >= rows as u32 {
             return;
         }
-        if kept::plan().scored() & (keys <= SPAN as i32) {
+        if scored & (keys <= SPAN as i32) {
             let kept = select_rows::<_, 2>(&Pair(p), special::tid_x_again() % 32);
             unroll!(I < 2 { store_count(p, own_row(I as u32), kept[I]); });
             return;

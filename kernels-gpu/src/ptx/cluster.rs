@@ -35,6 +35,18 @@ pub unsafe fn sync() {
     unsafe { asm!("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;") };
 }
 
+/// As [`sync`], but what threads wrote before need not be visible after it, except initialised barriers that a fence of their own
+/// ([`super::mbarrier::init_fence`]) has made so: no memory barrier of the whole GPU.
+/// PTX: `barrier.cluster.arrive.relaxed`, `barrier.cluster.wait.acquire`. Called by every thread.
+///
+/// # Safety
+/// As [`sync`].
+#[inline(always)]
+pub unsafe fn meet() {
+    // SAFETY: the caller's obligation.
+    unsafe { asm!("barrier.cluster.arrive.relaxed; barrier.cluster.wait.acquire;") };
+}
+
 /// Where `on` is not 0, arrives once at the barrier that lies at `bar` in block `rank` of the cluster, after the thread's earlier
 /// accesses as far as its own block is concerned. That is enough where what the barrier guards is shared memory of its own block, in which
 /// it has ended all accesses, and which copies overwrite: there is no second copy of it to become visible later. (A release to the cluster is a

@@ -2,7 +2,7 @@
 
 use crate::abi::SelectParams;
 use crate::config::GROUPS;
-use crate::config::select::{CHUNK, PARTS, QUERIES_FIRST, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
+use crate::config::select::{CHUNK, PARTS, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
 use crate::pipeline::kept::{keep, kept, kept_alike};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
@@ -67,8 +67,8 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
 
 /// The warp that hands query sums over to the products, which read through the async proxy. The fence between the two is a
 /// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none. It also fetches
-/// queries into L2, so many groups ahead of the sums that it hands over; not the first ones of all ([`fetch_first`]), which it would
-/// hand over later for it.
+/// queries into L2, so many groups ahead of the sums that it hands over; not the first ones of all, which it would hand over
+/// later for it.
 ///
 /// # Safety
 /// A whole warp, converged, after the barriers' initialisation.
@@ -103,33 +103,6 @@ pub(super) unsafe fn hand_over_sums(p: &SelectParams, q_map: TensorMapPtr) {
                     prefetch_group(&Queries::from_words(p, kept::<1>()), q_map, kept::<0>()[2], group);
                 }
                 group += 1;
-            }
-        }
-    }
-}
-
-/// The warp that fetches the first queries of the block's first strip into L2, while the one that hands sums over has better to do.
-///
-/// # Safety
-/// A whole warp, converged.
-#[inline(always)]
-pub(super) unsafe fn fetch_first(p: &SelectParams, q_map: TensorMapPtr) {
-    let mut strips = Strips::new(p);
-    // SAFETY: forwarded.
-    unsafe {
-        while strips.any() {
-            let strip = strips.current();
-            strips.advance(&strip);
-            let octets = strip.scored_octets(p, special::tid_x_again() % 32);
-            if octets.count > 0 {
-                let queries = Queries::of(p, &strip, octets.first);
-                // The warps that sum fetch those before that at once.
-                let mut group = 1;
-                while group < QUERIES_FIRST {
-                    prefetch_group(&queries, q_map, octets.count, group);
-                    group += 1;
-                }
-                return;
             }
         }
     }
