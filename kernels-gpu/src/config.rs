@@ -203,8 +203,6 @@ pub mod select {
     const _: () = assert!((GROUPS as u32).is_multiple_of(2 * SUM_TURNS) && SUM_TURNS == 2 * SUM_STAGES);
     /// Stages of queries, half a unit each: of a warp's two one is in flight while the other is summed.
     pub const QUERY_STAGES: u32 = SUM_WARPS * PARTS;
-    /// Groups of queries that are fetched into L2 ahead of the sums that are handed over.
-    pub const QUERY_AHEAD: u32 = 2;
     /// Halves of a unit, four query blocks each.
     pub const PARTS: u32 = 2;
     /// Tokens of half a unit: eight of each row, 16 apart; so the rows of 128 bytes of a stage.
@@ -262,12 +260,12 @@ pub mod select {
         pub const TERMS: u32 = DONE + 8;
         /// Barrier that completes, once a span, when the consumers have read them.
         pub const TERMS_READ: u32 = TERMS + 8;
-        /// What other warps keep: those beside the consumers, and two of those that copy.
+        /// What the warps beside the consumers keep.
         pub const SIDE_KEPT: u32 = (TERMS_READ + 8).next_multiple_of(16);
         /// Bytes of a warp's: three times four words.
         pub const SIDE_KEPT_BYTES: u32 = 48;
         /// Means and deviations of the norms of some KV heads: f64, f32, and whose they are.
-        pub const MOMENTS: u32 = SIDE_KEPT + (SIDE_WARPS + 2) * SIDE_KEPT_BYTES;
+        pub const MOMENTS: u32 = SIDE_KEPT + SIDE_WARPS * SIDE_KEPT_BYTES;
         /// Bytes of one.
         pub const MOMENTS_BYTES: u32 = 16;
         /// Bytes of dynamic shared memory.

@@ -75,7 +75,7 @@ unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPt
                 pdl::wait();
                 copy::copy_keys(p, shared, k_maps, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 1 {
-                copy::hand_over_sums(p, q_map);
+                copy::hand_over_sums(p, shared, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 2 {
                 plan_strips(p, shared, thread % 32);
             }

@@ -60,7 +60,7 @@ pub unsafe fn plan() -> Plan {
     shared.plan(unsafe { smem::ld_u32(shared.kept(special::tid_x_again() / 32)) })
 }
 
-/// Has the warp, which is no consumer, keep four words, the same in all lanes. There are three places, `SLOT` 0, 1 and 2.
+/// Has the warp, one of those beside the consumers, keep four words, the same in all lanes. There are three places, `SLOT` 0, 1 and 2.
 ///
 /// # Safety
 /// A whole warp calls it, converged.
@@ -76,22 +76,15 @@ pub unsafe fn keep<const SLOT: u32>(words: [u32; 4]) {
     }
 }
 
-/// What the calling thread's warp has kept last.
-///
-/// # Safety
-/// The warp has kept something, after which no lane has gone on to keep the next.
-#[inline(always)]
-pub unsafe fn kept<const SLOT: u32>() -> [u32; 4] {
-    // SAFETY: the place is the warp's.
-    unsafe { smem::ld_v4(Shared::again().side_kept(special::tid_x_again() / 32).offset(16 * SLOT)) }
-}
-
-/// As [`kept`], in a form ptxas knows to be the same in all lanes: for what decides about the warp's way.
+/// What the warp has kept last, in a form ptxas knows to be the same in all lanes: it may decide about the warp's way.
 ///
 /// # Safety
 /// As [`keep`], after it.
 #[inline(always)]
 pub unsafe fn kept_alike<const SLOT: u32>() -> [u32; 4] {
-    // SAFETY: forwarded.
-    unsafe { kept::<SLOT>().map(|word| warp::shfl_idx_u32(word, 0)) }
+    // SAFETY: the place is the warp's.
+    unsafe {
+        let words = smem::ld_v4(Shared::again().side_kept(special::tid_x_again() / 32).offset(16 * SLOT));
+        words.map(|word| warp::shfl_idx_u32(word, 0))
+    }
 }

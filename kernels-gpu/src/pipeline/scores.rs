@@ -122,7 +122,7 @@ impl Shared {
         self.base.offset(map::KEPT + warp * map::KEPT_BYTES)
     }
 
-    /// What warp `warp`, which is no consumer, keeps ([`super::kept::keep`]).
+    /// What warp `warp`, one of those beside the consumers, keeps ([`super::kept::keep`]).
     #[inline(always)]
     pub fn side_kept(self, warp: u32) -> SmemAddr {
         self.base.offset(map::SIDE_KEPT + (warp - CONSUMER_WARPS) * map::SIDE_KEPT_BYTES)

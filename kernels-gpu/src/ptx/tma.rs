@@ -145,30 +145,6 @@ pub unsafe fn load_4d(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords: [
     }
 }
 
-/// Where `on` is not 0, fetches a box of a 4D tensor at `coords` (elements, innermost first) into L2.
-///
-/// PTX: `@p cp.async.bulk.prefetch.tensor.4d.L2.global.tile [map, {c0, c1, c2, c3}]`.
-/// Called by a thread, or by a warp with one lane `on`.
-///
-/// # Safety
-/// - `map` is an encoded 4D tensor map whose tensor stays allocated while the kernel runs.
-#[inline(always)]
-pub unsafe fn prefetch_4d_if(map: TensorMapPtr, coords: [i32; 4], on: u32) {
-    let [c0, c1, c2, c3] = coords;
-    // SAFETY: the caller's obligation.
-    unsafe {
-        asm!(
-            "{{ .reg .pred p; setp.ne.u32 p, {on}, 0; @p cp.async.bulk.prefetch.tensor.4d.L2.global.tile [{map}, {{{c0}, {c1}, {c2}, {c3}}}]; }}",
-            map = in(reg64) map.0,
-            c0 = in(reg32) c0,
-            c1 = in(reg32) c1,
-            c2 = in(reg32) c2,
-            c3 = in(reg32) c3,
-            on = in(reg32) on,
-        );
-    }
-}
-
 /// Where `on` is not 0, copies `bytes` consecutive bytes from device address `src` to `dst`.
 ///
 /// PTX: `@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [dst], [src], bytes, [bar]`.

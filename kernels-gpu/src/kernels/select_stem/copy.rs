@@ -1,14 +1,11 @@
-//! The warps that copy: key sums, and, in a manner of speaking, the query sums.
+//! The warp that copies key sums, and the one that hands the query sums over.
 
 use crate::abi::SelectParams;
-use crate::config::GROUPS;
-use crate::config::select::{CHUNK, PARTS, QUERY_AHEAD, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
-use crate::pipeline::kept::{keep, kept, kept_alike};
+use crate::config::select::{CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
 use crate::pipeline::scores::Shared;
 use crate::pipeline::stages::Turn;
-use crate::ptx::tma::{self, TensorMapPtr};
-use crate::ptx::{cluster, fence, mbarrier, special, warp};
-use crate::tile::queries::Queries;
+use crate::ptx::tma::TensorMapPtr;
+use crate::ptx::{cluster, fence, mbarrier, warp};
 use crate::tile::strip::Strips;
 
 /// The warp that copies key sums. Each block of the cluster loads every `blocks`-th copy of a stage, for all of them: two tiles, or the
@@ -66,57 +63,32 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
 }
 
 /// The warp that hands query sums over to the products, which read through the async proxy. The fence between the two is a
-/// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none. It also fetches
-/// queries into L2, so many groups ahead of the sums that it hands over; not the first ones of all, which it would hand over
-/// later for it.
+/// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none.
 ///
 /// # Safety
 /// A whole warp, converged, after the barriers' initialisation.
 #[inline(always)]
-pub(super) unsafe fn hand_over_sums(p: &SelectParams, q_map: TensorMapPtr) {
+pub(super) unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
     let mut at = Turn::<SUM_TURNS>::START;
-    let (mut strips, mut ahead) = (Strips::new(p), QUERY_AHEAD);
+    let mut strips = Strips::new(p);
     // SAFETY: barriers are initialised; the sums of a stage are written before its barrier completes, and not again before the
     // products have read them.
     unsafe {
         while strips.any() {
             let strip = strips.current();
             strips.advance(&strip);
-            let octets = strip.scored_octets(p, special::tid_x_again() % 32);
-            if octets.count == 0 {
+            if !strip.has_scores(p, lane) {
                 continue;
             }
-            keep::<1>(Queries::of(p, &strip, octets.first).words());
-            keep::<0>([0, 0, octets.count, strip.groups()]);
-            let mut group = ahead;
-            ahead = 0;
-            while group < kept_alike::<0>()[3] + QUERY_AHEAD {
-                if group >= QUERY_AHEAD {
-                    let shared = Shared::again();
-                    mbarrier::wait(shared.written(at), at.parity());
-                    fence::proxy_async_shared();
-                    warp::sync();
-                    mbarrier::arrive_if(shared.sums.full(at), special::tid_x_again().is_multiple_of(32) as u32);
-                    at = at.next();
-                }
-                if group < kept_alike::<0>()[3] {
-                    prefetch_group(&Queries::from_words(p, kept::<1>()), q_map, kept::<0>()[2], group);
-                }
-                group += 1;
+            let mut left = strip.groups();
+            while left > 0 {
+                mbarrier::wait(shared.written(at), at.parity());
+                fence::proxy_async_shared();
+                warp::sync();
+                mbarrier::arrive_if(shared.sums.full(at), (lane == 0) as u32);
+                at = at.next();
+                left -= 1;
             }
         }
     }
-}
-
-/// Fetches group `group` of `octets` octets into L2, half a unit a lane.
-///
-/// # Safety
-/// By a whole warp, converged.
-#[inline(always)]
-unsafe fn prefetch_group(queries: &Queries, q_map: TensorMapPtr, octets: u32, group: u32) {
-    let lane = special::tid_x_again() % 32;
-    let (octet, part) = (lane / PARTS, lane % PARTS);
-    let (coords, there) = queries.box_of(queries.half(octet, group % GROUPS as u32, part));
-    // SAFETY: a hint, for what is inside the tensor.
-    unsafe { tma::prefetch_4d_if(q_map, coords, (there & (octet < octets)) as u32) }
 }
