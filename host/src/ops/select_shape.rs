@@ -45,7 +45,7 @@ pub(super) const LEAST_ROWS: usize = OCTET as usize;
 /// which rows are scored, in order; nothing where there are so many that long windows are best.
 fn cut(geometry: &Geometry, hq: usize, room: &Room, chooses: &[bool]) -> Result<Windows> {
     let blocks = int("query blocks", geometry.total_qb())?;
-    let all = |rows| Windows { blocks, long: 0, rows };
+    let all = |rows| Windows::of(blocks, rows);
     if chooses.is_empty() || hq == 0 || room.sm_count == 0 {
         return Ok(all(ROWS as i32));
     }
@@ -60,8 +60,9 @@ fn cut(geometry: &Geometry, hq: usize, room: &Room, chooses: &[bool]) -> Result<
 
 /// Clocks of the busiest multiprocessor.
 fn clocks(windows: Windows, hq: usize, sm_count: usize, chooses: &[bool], keys: usize) -> usize {
-    let mut busy = vec![0usize; sm_count];
-    let mut places = (0..sm_count).chain((0..sm_count).rev()).cycle();
+    // Of each multiprocessor what it has more to do than the one before: a window of all heads is a few additions.
+    let mut more = vec![0usize; sm_count + 1];
+    let mut item = 0;
     for n in 0..windows.count() {
         let [start, end] = windows.range(n).map(|block| block as usize);
         let scored = chooses.get(start..end).unwrap_or_default();
@@ -69,11 +70,22 @@ fn clocks(windows: Windows, hq: usize, sm_count: usize, chooses: &[bool], keys: 
         let (first, last) = (scored.iter().position(|row| *row), scored.iter().rposition(|row| *row));
         let octets = first.zip(last).map_or(0, |(first, last)| last / LEAST_ROWS - first / LEAST_ROWS + 1);
         let strip = if octets == 0 { 0 } else { STRIP_CLOCKS + (octets * OCTET_CLOCKS).max(keys.saturating_mul(KEY_CLOCKS)) };
-        for place in places.by_ref().take(hq) {
-            busy[place] += strip;
+        let after = item + hq;
+        while item < after {
+            let (round, place) = (item / sm_count, item % sm_count);
+            let heads = (after - item).min(sm_count - place);
+            // Every second round goes backwards.
+            let at = if round % 2 == 0 { place } else { sm_count - place - heads };
+            more[at] = more[at].wrapping_add(strip);
+            more[at + heads] = more[at + heads].wrapping_sub(strip);
+            item += heads;
         }
     }
-    busy.into_iter().max().unwrap_or_default()
+    let busy = more.iter().scan(0usize, |clocks, more| {
+        *clocks = clocks.wrapping_add(*more);
+        Some(*clocks)
+    });
+    busy.max().unwrap_or_default()
 }
 
 /// Which rows have to choose, where the batch is so small that it matters; else nothing.
@@ -162,5 +174,29 @@ mod tests {
             (long, rows)
         };
         assert_eq!([few(112, 64, 132), few(80, 2, 4)], [(2, 24), (2, 8)]);
+    }
+
+    /// The sums against items counted one by one.
+    #[test]
+    fn the_busiest_is_the_busiest() {
+        for (blocks, hq, sm_count, rows) in
+            [(64, 32, 132, 8), (256, 32, 132, 24), (90, 7, 5, 16), (33, 1, 4, 32), (40, 300, 132, 32), (0, 8, 4, 8)]
+        {
+            let chooses: Vec<bool> = (0..blocks).map(|block| block >= 55.min(blocks / 2) && block % 11 != 3).collect();
+            for long in [0, 1, 2] {
+                let windows = Windows { long: long.min(blocks / ROWS as i32), ..Windows::of(blocks, rows) };
+                let mut busy = vec![0; sm_count];
+                let items = (0..windows.count()).flat_map(|n| std::iter::repeat_n(n, hq));
+                for (item, n) in items.enumerate() {
+                    let (round, place) = (item / sm_count, item % sm_count);
+                    let [start, end] = windows.range(n).map(|block| block as usize);
+                    let octets: std::collections::BTreeSet<_> = (start..end).filter(|&b| chooses[b]).map(|b| (b - start) / 8).collect();
+                    let octets = octets.last().zip(octets.first()).map_or(0, |(last, first)| last - first + 1);
+                    busy[if round % 2 == 0 { place } else { sm_count - 1 - place }] +=
+                        if octets == 0 { 0 } else { 27_000 + (octets * 6_400).max(100 * 80) };
+                }
+                assert_eq!(clocks(windows, hq, sm_count, &chooses, 100), busy.into_iter().max().unwrap_or(0), "{windows:?}, {hq}");
+            }
+        }
     }
 }
