@@ -214,16 +214,22 @@ pub mod select {
     /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
     pub const PITCH: u32 = SPAN + 4;
 
+    /// The same, of scores as bf16 in pairs.
+    pub const PAIRED_PITCH: u32 = SPAN / 2 + 4;
+
     /// Where things lie in dynamic shared memory.
     pub mod smem {
         use super::{
-            CONSUMER_WARPS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SIDE_WARPS,
-            SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
+            CONSUMER_WARPS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES,
+            ROWS, SIDE_WARPS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
         /// Scores of the strip, over the ring: its stages are empty when the accumulators are complete.
         pub const SCORES: u32 = RING;
+        /// Scores as bf16: over the second half of the ring and what is behind it. The first half may be filled while they are there.
+        pub const PAIRED: u32 = KEPT - ROWS * PAIRED_PITCH * 4;
+        const _: () = assert!(PAIRED >= RING + RING_TILES / 2 * TILE_BYTES);
         /// What the consumer warps keep, between the scores and what has to be aligned.
         pub const KEPT: u32 = SCORES + ROWS * PITCH * 4;
         /// Bytes of a warp's.

@@ -17,7 +17,8 @@ use crate::config::select::{
     CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, OCTETS, PLANS, QUERY_STAGES, SIDE_WARPS, SPAN, SUM_REGS,
     SUM_TURNS, SUM_WARPS, THREADS,
 };
-use crate::pipeline::scores::{Consumer, Shared};
+use crate::pipeline::scores::Consumer;
+use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
 use crate::ptx::{cluster, mbarrier, pdl, regs, special, warp};

@@ -1,7 +1,7 @@
 //! What a warp of `select_stem` keeps in shared memory: the compiler would have to keep it in registers, or in local memory, through
 //! stretches that need them all. Of a consumer that is where it is, of the others what they say.
 
-use super::scores::Shared;
+use super::shared::Shared;
 use crate::ptx::{smem, special, warp};
 use crate::tile::plan::Plan;
 

@@ -4,11 +4,12 @@ use crate::abi::SelectParams;
 use crate::config::select::{CONSUMER_WARPS, ROWS, SPAN};
 use crate::layout::select::{Row, Rule};
 use crate::pipeline::kept;
-use crate::pipeline::scores::Shared;
+use crate::pipeline::shared::Shared;
 use crate::ptx::{global, math, special, warp};
 use crate::tile::strip::Strip;
-use crate::tile::topk::{DeviceScores, List, Rows, SharedScores, select_row, select_rows};
+use crate::tile::topk::{DeviceScores, List, PairedScores, Rows, Scores, SharedScores, select_row, select_rows};
 use crate::unroll;
+use core::marker::PhantomData;
 
 /// Address of the scores of row `r` in device memory, if they go there.
 #[inline(always)]
@@ -18,12 +19,33 @@ pub fn scores_at(p: &SelectParams, strip: &Strip, r: u32) -> u64 {
     } else {
         strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64
     };
-    p.scores + row * p.score_stride as u32 as u64 * 4
+    // Here: LLVM would keep what hangs on it in a register through the products.
+    p.scores + row * math::here(p.score_stride) as u32 as u64 * 4
 }
 
 /// The calling warp's rows of the strip it is at, w and w + 16 of warp w, whose scores lie in shared memory. One that is not there has no
 /// candidates. All is read again for every use: registers are short.
-struct Pair<'a>(&'a SelectParams);
+struct Pair<'a, S>(&'a SelectParams, PhantomData<S>);
+
+/// Scores of a strip's rows in shared memory.
+trait StripScores: Scores {
+    /// Those of row `r`.
+    fn of(shared: Shared, r: u32) -> Self;
+}
+
+impl StripScores for SharedScores<false> {
+    #[inline(always)]
+    fn of(shared: Shared, r: u32) -> Self {
+        shared.scores(r)
+    }
+}
+
+impl StripScores for PairedScores {
+    #[inline(always)]
+    fn of(shared: Shared, r: u32) -> Self {
+        shared.paired(r)
+    }
+}
 
 /// The calling warp's `i`-th row.
 #[inline(always)]
@@ -31,12 +53,12 @@ fn own_row(i: u32) -> u32 {
     special::tid_x_again() / 32 + i * CONSUMER_WARPS
 }
 
-impl Rows for Pair<'_> {
-    type Scores = SharedScores<false>;
+impl<S: StripScores> Rows for Pair<'_, S> {
+    type Scores = S;
 
     #[inline(always)]
     fn scores(&self, i: u32) -> Self::Scores {
-        Shared::again().scores(own_row(i))
+        S::of(Shared::again(), own_row(i))
     }
 
     #[inline(always)]
@@ -105,7 +127,12 @@ pub unsafe fn write_lists(p: &SelectParams) {
             return;
         }
         if scored & (keys <= SPAN as i32) {
-            let kept = select_rows::<_, 2>(&Pair(p), special::tid_x_again() % 32);
+            let lane = special::tid_x_again() % 32;
+            let kept = if p.round_bf16 != 0 {
+                select_rows::<_, 2>(&Pair::<PairedScores>(p, PhantomData), lane)
+            } else {
+                select_rows::<_, 2>(&Pair::<SharedScores<false>>(p, PhantomData), lane)
+            };
             unroll!(I < 2 { store_count(p, own_row(I as u32), kept[I]); });
             return;
         }

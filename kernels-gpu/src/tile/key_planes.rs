@@ -1,6 +1,6 @@
 //! Rows of scores as one warp reads them, and their keys as bit planes ([`crate::layout::planes`]).
 
-use crate::layout::planes::{Blend, Half, half_planes, joined_planes};
+use crate::layout::planes::{Blend, Half, joined_planes, pairs, planes_of_pairs};
 use crate::ptx::int::{merge, prmt};
 use crate::ptx::{SmemAddr, global, math, smem};
 use crate::unroll;
@@ -14,6 +14,8 @@ pub trait Scores: Copy {
     const SHORT: bool;
     /// Whether there are rows of more.
     const LONG: bool;
+    /// Whether scores are bf16 values, minus zero as it is, and only the high halves of their planes are asked for.
+    const BF16: bool = false;
 
     /// The row from score `j` on.
     #[must_use]
@@ -25,17 +27,48 @@ pub trait Scores: Copy {
     /// If `on`, the row has a score `n`, complete and visible to the caller.
     unsafe fn bits(self, n: u32, on: bool) -> u32;
 
-    /// Puts `word` in the place of score `n`, where `on` is not 0.
+    /// The halves of the lane's sixteen of the first 512 scores, of which the row has `count`, in [`pairs`]; of f32 minus zero as zero.
+    ///
+    /// # Safety
+    /// As [`planes_of`].
+    #[inline(always)]
+    unsafe fn lane_pairs(self, count: i32, half: Half, lane: i32) -> [u32; 8] {
+        let (mine, left) = (self.from(lane as u32), count - lane);
+        let mut words = [0; 16];
+        unroll!(U < 16 {
+            // SAFETY: forwarded.
+            let score = unsafe { mine.bits(32 * U as u32, 32 * (U as i32) < left) };
+            words[U] = (f32::from_bits(score) + 0.0).to_bits();
+        });
+        pairs::<Instructions>(words, half)
+    }
+
+    /// Puts `entry`, the number of a candidate, in the place of entry `n` of a list over the scores, where `on` is not 0.
     ///
     /// # Safety
     /// Where `on`, the row has room for a score `n`, and nobody else uses it.
-    unsafe fn put(self, n: u32, word: u32, on: u32);
+    unsafe fn put(self, n: u32, entry: u32, on: u32);
+
+    /// Entry `n` of the list that was put there; anything where `on` is false.
+    ///
+    /// # Safety
+    /// As [`Scores::bits`].
+    #[inline(always)]
+    unsafe fn entry(self, n: u32, on: bool) -> u32 {
+        // SAFETY: forwarded.
+        unsafe { self.bits(n, on) }
+    }
 }
 
 /// Scores one after another in shared memory, which has room for a multiple of [`IN_REGISTERS`]; more than that many only if
 /// `LONG`.
 #[derive(Clone, Copy)]
 pub struct SharedScores<const LONG: bool>(pub SmemAddr);
+
+/// Up to 1,024 scores as bf16 in shared memory, in the pairs that planes are made of: word w of the first 256 has scores w and w + 256, of
+/// the others scores w + 256 and w + 512.
+#[derive(Clone, Copy)]
+pub struct PairedScores(pub SmemAddr);
 
 /// Scores one after another in device memory.
 #[derive(Clone, Copy)]
@@ -57,9 +90,48 @@ impl<const LONG: bool> Scores for SharedScores<LONG> {
     }
 
     #[inline(always)]
-    unsafe fn put(self, n: u32, word: u32, on: u32) {
+    unsafe fn put(self, n: u32, entry: u32, on: u32) {
         // SAFETY: forwarded.
-        unsafe { smem::st_u32_if(self.0.offset(n.wrapping_mul(4)), word, on) }
+        unsafe { smem::st_u32_if(self.0.offset(n.wrapping_mul(4)), entry, on) }
+    }
+}
+
+impl Scores for PairedScores {
+    const SHORT: bool = true;
+    const LONG: bool = false;
+    const BF16: bool = true;
+
+    /// `j` is a multiple of 512.
+    #[inline(always)]
+    fn from(self, j: u32) -> Self {
+        Self(self.0.offset(j * 2))
+    }
+
+    #[inline(always)]
+    unsafe fn bits(self, n: u32, _on: bool) -> u32 {
+        // SAFETY: forwarded; where there is no score, there is shared memory still.
+        unsafe { (smem::ld_u16(self.0.offset(n / 512 * 1024 + n % 256 * 4 + n / 256 % 2 * 2)) as u32) << 16 }
+    }
+
+    #[inline(always)]
+    unsafe fn lane_pairs(self, _count: i32, _half: Half, lane: i32) -> [u32; 8] {
+        let mut words = [0; 8];
+        // SAFETY: forwarded; where there are no scores, there is shared memory still.
+        unroll!(U < 8 { words[U] = unsafe { smem::ld_u32(self.0.offset(lane as u32 * 4 + 128 * U as u32)) }; });
+        words
+    }
+
+    /// Entries take two bytes: a list of all candidates has room over their scores.
+    #[inline(always)]
+    unsafe fn put(self, n: u32, entry: u32, on: u32) {
+        // SAFETY: forwarded.
+        unsafe { smem::st_u16_if(self.0.offset(n.wrapping_mul(2)), entry as u16, on) }
+    }
+
+    #[inline(always)]
+    unsafe fn entry(self, n: u32, _on: bool) -> u32 {
+        // SAFETY: forwarded; where there is no entry, there is shared memory still.
+        unsafe { smem::ld_u16(self.0.offset(n * 2)) as u32 }
     }
 }
 
@@ -80,9 +152,9 @@ impl Scores for DeviceScores {
     }
 
     #[inline(always)]
-    unsafe fn put(self, n: u32, word: u32, on: u32) {
+    unsafe fn put(self, n: u32, entry: u32, on: u32) {
         // SAFETY: forwarded.
-        unsafe { global::st_u32_if(self.0.wrapping_add(n as u64 * 4), word, on) }
+        unsafe { global::st_u32_if(self.0.wrapping_add(n as u64 * 4), entry, on) }
     }
 }
 
@@ -121,12 +193,6 @@ pub unsafe fn planes_of<S: Scores>(scores: S, count: i32, half: Half, lane: u32)
 unsafe fn planes_from<S: Scores>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 8] {
     // Here: LLVM would keep what hangs on the lane in registers from row to row.
     let lane = math::here(lane as i32);
-    let (mine, left) = (scores.from(lane as u32), count - lane);
-    let mut words = [0; 16];
-    unroll!(U < 16 {
-        // SAFETY: forwarded.
-        let score = unsafe { mine.bits(32 * U as u32, 32 * (U as i32) < left) };
-        words[U] = (f32::from_bits(score) + 0.0).to_bits();
-    });
-    half_planes::<Instructions>(words, half)
+    // SAFETY: forwarded.
+    planes_of_pairs::<Instructions>(unsafe { scores.lane_pairs(count, half, lane) })
 }

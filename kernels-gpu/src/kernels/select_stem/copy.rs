@@ -2,7 +2,7 @@
 
 use crate::abi::SelectParams;
 use crate::config::select::{CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
-use crate::pipeline::scores::Shared;
+use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::TensorMapPtr;
 use crate::ptx::{cluster, fence, mbarrier, warp};
@@ -17,7 +17,7 @@ use crate::tile::strip::Strips;
 pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMapPtr; 2], lane: u32) {
     let (rank, blocks, leader) = (cluster::rank(), cluster::blocks(), (lane == 0) as u32);
     let everyone = ((1u32 << blocks) - 1) as u16;
-    let (mut strips, mut spans) = (Strips::new(p), 0u32);
+    let (mut strips, mut spans, mut before) = (Strips::new(p), 0u32, 0);
     // SAFETY: barriers are initialised; a stage is waited for before it is overwritten, and the scores that lie over the ring
     // before its first one is; what lies outside the tensor is zero-filled.
     unsafe {
@@ -32,15 +32,22 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
             let mut first = 0;
             while first < strip.keys {
                 let span = strip.span(first);
-                // The parity of the phase before the first is 1: the first span does not wait.
-                mbarrier::wait(shared.done(), (spans & 1) ^ 1);
                 let (chunks, stages) = (span.chunks(), span.stages());
+                // Copies before the one that overwrites scores. Where stages are others than those of the span before, their barriers say
+                // nothing about what lay there.
+                let mut free = if (p.round_bf16 != 0) & (stages == before) { stages / 2 } else { 0 };
+                before = stages;
                 let (tiles, map) = if stages == RING_TILES { (1, maps[0]) } else { (2, maps[1]) };
                 let (mut step, mut at) = (0, Turn::<RING_TILES>::START);
                 while step < STEPS {
                     let mut chunk = 0;
                     while chunk < chunks {
                         let copies = span.tiles(chunk).div_ceil(tiles);
+                        if free == 0 {
+                            // The parity of the phase before the first is 1: the first span does not wait.
+                            mbarrier::wait(shared.done(), (spans & 1) ^ 1);
+                        }
+                        free = free.wrapping_sub(1);
                         shared.keys.wait_empty(at);
                         mbarrier::expect_tx_if(shared.keys.full(at), copies * tiles * TILE_BYTES, leader);
                         let mut copy = rank;

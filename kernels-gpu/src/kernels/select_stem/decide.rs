@@ -5,10 +5,12 @@ use crate::config::select::{CONSUMER_BARRIER, CONSUMER_THREADS, CONSUMER_WARPS, 
 use crate::layout::select::Row;
 use crate::pipeline::kept::{self, Place};
 use crate::pipeline::lists::{scores_at, write_lists};
-use crate::pipeline::scores::{Consumer, Shared};
+use crate::pipeline::scores::Consumer;
+use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
-use crate::ptx::{barrier, cluster, fence, global, mbarrier, smem, special, warp};
+use crate::ptx::{barrier, cluster, fence, global, mbarrier, special, warp};
 use crate::tile::strip::{Span, Strip, wants_scores};
+use crate::tile::topk::Scores;
 
 /// A consumer's way through the strips.
 ///
@@ -96,12 +98,12 @@ unsafe fn copy_out(p: &SelectParams, strip: &Strip, span: Span) {
         while r < strip.rows as u32 {
             let (Row { count, .. }, _) = kept::plan().row(p, r);
             let to = scores_at(p, strip, r) + span.first as u32 as u64 * 4;
-            let from = Shared::again().scores(r).0;
+            let (from, paired) = (Shared::again().scores(r), Shared::again().paired(r));
             let mut base = 0;
             while base < span.count {
                 let j = base + lane as i32;
                 // Up to 31 words past the span are read, which lie in shared memory, too.
-                let score = smem::ld_u32(from.offset(j as u32 * 4));
+                let score = if p.round_bf16 != 0 { paired.bits(j as u32, true) } else { from.bits(j as u32, true) };
                 global::st_u32_if(to + j as u32 as u64 * 4, score, ((j < span.count) & (span.first + j < count)) as u32);
                 base += 32;
             }

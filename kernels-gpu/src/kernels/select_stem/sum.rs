@@ -6,7 +6,7 @@ use crate::config::select::{OCTET_BYTES, OCTETS, PARTS, QUERY_BYTES, SUM_STAGES,
 use crate::layout::octet::{sums_at, sums_of_part};
 use crate::layout::select::unit;
 use crate::pipeline::kept::{keep, kept_alike};
-use crate::pipeline::scores::Shared;
+use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{self, TensorMapPtr};
 use crate::ptx::{SmemAddr, cp_async, fence, mbarrier, smem, special, warp};

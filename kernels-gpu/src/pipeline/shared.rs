@@ -1,0 +1,151 @@
+//! Shared memory of `select_stem`.
+
+use super::stages::{Stages, Turn};
+use crate::config::select::{
+    CONSUMER_WARPS, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, RING_TILES, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES, smem as map,
+};
+use crate::ptx::{SmemAddr, smem, warp};
+use crate::tile::plan::Plan;
+use crate::tile::topk::{PairedScores, SharedScores};
+
+/// Shared memory of the kernel.
+#[derive(Clone, Copy)]
+pub struct Shared {
+    base: SmemAddr,
+    /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
+    pub keys: Stages<RING_TILES>,
+    /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
+    pub sums: Stages<SUM_TURNS>,
+    /// Plans of strips.
+    pub plans: Stages<PLANS>,
+}
+
+impl Shared {
+    /// The block's.
+    #[inline(always)]
+    pub fn of_block() -> Self {
+        Self::from(smem::base())
+    }
+
+    /// As [`Shared::of_block`], read anew: addresses are computed there, and need not be kept.
+    #[inline(always)]
+    pub fn again() -> Self {
+        Self::from(smem::base_again())
+    }
+
+    /// The same, known to be alike in all lanes: what follows from it lives in uniform registers.
+    ///
+    /// # Safety
+    /// Called by a whole warp, converged.
+    #[inline(always)]
+    pub unsafe fn alike(self) -> Self {
+        // SAFETY: forwarded.
+        Self::from(SmemAddr(unsafe { warp::shfl_idx_u32(self.base.0, 0) }))
+    }
+
+    #[inline(always)]
+    fn from(base: SmemAddr) -> Self {
+        Self {
+            base,
+            keys: Stages(base.offset(map::RING_BARRIERS)),
+            sums: Stages(base.offset(map::SUM_BARRIERS)),
+            plans: Stages(base.offset(map::PLAN_BARRIERS)),
+        }
+    }
+
+    /// Tile `tile` of stage `stage` of key sums, of `stages`.
+    #[inline(always)]
+    pub fn key_tile(self, stage: u32, stages: u32, tile: u32) -> SmemAddr {
+        self.base.offset(map::RING + (stage * (RING_TILES >> stages.trailing_zeros()) + tile) * TILE_BYTES)
+    }
+
+    /// A group of query sums.
+    #[inline(always)]
+    pub fn group(self, at: Turn<SUM_TURNS>) -> SmemAddr {
+        self.base.offset(map::SUMS + at.stage() % SUM_STAGES * 2 * SUM_BYTES)
+    }
+
+    /// Barrier that completes when a group of query sums is written.
+    #[inline(always)]
+    pub fn written(self, at: Turn<SUM_TURNS>) -> SmemAddr {
+        self.base.offset(map::WRITTEN + at.stage() * 8)
+    }
+
+    /// Stage `stage` of queries, half a unit.
+    #[inline(always)]
+    pub fn unit(self, stage: u32) -> SmemAddr {
+        self.base.offset(map::QUERIES + stage * QUERY_BYTES)
+    }
+
+    /// Barrier that completes when it is full.
+    #[inline(always)]
+    pub fn unit_full(self, stage: u32) -> SmemAddr {
+        self.base.offset(map::QUERY_BARRIERS + stage * 8)
+    }
+
+    /// Value terms of the span.
+    #[inline(always)]
+    pub fn bias(self) -> SmemAddr {
+        self.base.offset(map::BIAS)
+    }
+
+    /// Value norms on their way to the value statistics.
+    #[inline(always)]
+    pub fn norms(self) -> SmemAddr {
+        self.base.offset(map::NORMS)
+    }
+
+    /// Means and deviations of value norms ([`crate::tile::reduce`]).
+    #[inline(always)]
+    pub fn moments(self) -> SmemAddr {
+        self.base.offset(map::MOMENTS)
+    }
+
+    /// The plan of the block's `n`-th strip.
+    #[inline(always)]
+    pub fn plan(self, n: u32) -> Plan {
+        Plan(self.base.offset(map::PLANS_AT + Turn::<PLANS>::at(n).stage() * map::PLAN_BYTES))
+    }
+
+    /// What consumer warp `warp` keeps ([`super::kept`]).
+    #[inline(always)]
+    pub fn kept(self, warp: u32) -> SmemAddr {
+        self.base.offset(map::KEPT + warp * map::KEPT_BYTES)
+    }
+
+    /// What warp `warp`, one of those beside the consumers, keeps ([`super::kept::keep`]).
+    #[inline(always)]
+    pub fn side_kept(self, warp: u32) -> SmemAddr {
+        self.base.offset(map::SIDE_KEPT + (warp - CONSUMER_WARPS) * map::SIDE_KEPT_BYTES)
+    }
+
+    /// Scores of row `r` of the strip as f32. They lie over the ring.
+    #[inline(always)]
+    pub fn scores(self, r: u32) -> SharedScores<false> {
+        SharedScores(self.base.offset(map::SCORES + r * PITCH * 4))
+    }
+
+    /// The same as bf16. They lie over the second half of the ring.
+    #[inline(always)]
+    pub fn paired(self, r: u32) -> PairedScores {
+        PairedScores(self.base.offset(map::PAIRED + r * PAIRED_PITCH * 4))
+    }
+
+    /// Barrier that completes when the consumers of every block of the cluster are done with a span's scores.
+    #[inline(always)]
+    pub fn done(self) -> SmemAddr {
+        self.base.offset(map::DONE)
+    }
+
+    /// Barrier that completes, once a span, when its value terms are written.
+    #[inline(always)]
+    pub fn terms(self) -> SmemAddr {
+        self.base.offset(map::TERMS)
+    }
+
+    /// Barrier that completes, once a span, when the consumers have read them.
+    #[inline(always)]
+    pub fn terms_read(self) -> SmemAddr {
+        self.base.offset(map::TERMS_READ)
+    }
+}
