@@ -28,22 +28,10 @@ impl Half {
 /// plane b of u = 0..8 and u = 8..16, bytes 1 and 3 plane 8 + b.
 #[inline(always)]
 pub fn half_planes<B: Blend>(scores: [u32; 16], half: Half) -> [u32; 8] {
-    planes_of_pairs::<B>(pairs::<B>(scores, half))
-}
-
-/// The halves of sixteen scores in pairs: word u has that of score u, and above it that of score u + 8.
-#[inline(always)]
-pub fn pairs<B: Blend>(scores: [u32; 16], half: Half) -> [u32; 8] {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = scores;
     let pair = |low, high| B::bytes(low, high, half.0);
-    [pair(a, i), pair(b, j), pair(c, k), pair(d, l), pair(e, m), pair(f, n), pair(g, o), pair(h, p)]
-}
-
-/// As [`half_planes`], of halves in [`pairs`].
-#[inline(always)]
-pub fn planes_of_pairs<B: Blend>(pairs: [u32; 8]) -> [u32; 8] {
+    let [a, b, c, d, e, f, g, h] = [pair(a, i), pair(b, j), pair(c, k), pair(d, l), pair(e, m), pair(f, n), pair(g, o), pair(h, p)];
     // Trades the number of the word for the place of a bit in its byte, a binary digit at a time.
-    let [a, b, c, d, e, f, g, h] = pairs;
     let ([a, b], [c, d], [e, f], [g, h]) = (traded::<B, 1>(a, b), traded::<B, 1>(c, d), traded::<B, 1>(e, f), traded::<B, 1>(g, h));
     let ([a, c], [b, d], [e, g], [f, h]) = (traded::<B, 2>(a, c), traded::<B, 2>(b, d), traded::<B, 2>(e, g), traded::<B, 2>(f, h));
     let ([a, e], [b, f], [c, g], [d, h]) = (traded::<B, 4>(a, e), traded::<B, 4>(b, f), traded::<B, 4>(c, g), traded::<B, 4>(d, h));

@@ -14,6 +14,8 @@ pub struct Place {
     pub first: i32,
     /// Spans before it, of all strips.
     pub spans: u32,
+    /// Where it begins in the ring of key sums of `select_stem_wide`: stages before it, of all strips, modulo twice the ring's.
+    pub ring: u32,
 }
 
 impl Place {
@@ -29,7 +31,7 @@ impl Place {
         // SAFETY: the words are the warp's; no lane still reads what was there.
         unsafe {
             warp::sync();
-            smem::st_v4_if(at, [self.strip, self.first as u32, self.spans, 0], leader);
+            smem::st_v4_if(at, [self.strip, self.first as u32, self.spans, self.ring], leader);
             warp::sync();
         }
     }
@@ -43,8 +45,8 @@ impl Place {
         // SAFETY: forwarded.
         unsafe {
             let words = smem::ld_v4(Shared::again().kept(special::tid_x_again() / 32));
-            let [strip, first, spans, _] = words.map(|word| warp::shfl_idx_u32(word, 0));
-            Self { strip, first: first as i32, spans }
+            let [strip, first, spans, ring] = words.map(|word| warp::shfl_idx_u32(word, 0));
+            Self { strip, first: first as i32, spans, ring }
         }
     }
 }

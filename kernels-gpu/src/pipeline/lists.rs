@@ -27,23 +27,35 @@ pub fn scores_at(p: &SelectParams, strip: &Strip, r: u32) -> u64 {
 /// candidates. All is read again for every use: registers are short.
 struct Pair<'a, S>(&'a SelectParams, PhantomData<S>);
 
-/// Scores of a strip's rows in shared memory.
-trait StripScores: Scores {
+/// Where the scores of a strip's rows lie in shared memory.
+trait StripScores {
+    type Scores: Scores;
+
     /// Those of row `r`.
-    fn of(shared: Shared, r: u32) -> Self;
+    fn of(shared: Shared, r: u32) -> Self::Scores;
 }
 
-impl StripScores for SharedScores<false> {
+/// As f32.
+struct Single;
+
+impl StripScores for Single {
+    type Scores = SharedScores<false>;
+
     #[inline(always)]
-    fn of(shared: Shared, r: u32) -> Self {
+    fn of(shared: Shared, r: u32) -> Self::Scores {
         shared.scores(r)
     }
 }
 
-impl StripScores for PairedScores {
+/// As bf16.
+struct Paired<const WIDE: bool>;
+
+impl<const WIDE: bool> StripScores for Paired<WIDE> {
+    type Scores = PairedScores;
+
     #[inline(always)]
-    fn of(shared: Shared, r: u32) -> Self {
-        shared.paired(r)
+    fn of(shared: Shared, r: u32) -> Self::Scores {
+        shared.paired::<WIDE>(r)
     }
 }
 
@@ -54,7 +66,7 @@ fn own_row(i: u32) -> u32 {
 }
 
 impl<S: StripScores> Rows for Pair<'_, S> {
-    type Scores = S;
+    type Scores = S::Scores;
 
     #[inline(always)]
     fn scores(&self, i: u32) -> Self::Scores {
@@ -113,7 +125,7 @@ unsafe fn store_count(p: &SelectParams, r: u32, count: u32) {
 /// All consumer threads call it, converged in warps, which keep a place in a strip; its scores are complete, if anybody asks for them:
 /// they lie where nobody else writes until the warp says that it is done with them.
 #[inline(always)]
-pub unsafe fn write_lists(p: &SelectParams) {
+pub unsafe fn write_lists<const WIDE: bool>(p: &SelectParams) {
     const { assert!(ROWS == 2 * CONSUMER_WARPS) };
     // SAFETY: rows of the strip, whose lists and counts lie inside their arrays; of what is past it nothing is written. Scores in
     // device memory were stored by the same warp.
@@ -128,10 +140,10 @@ pub unsafe fn write_lists(p: &SelectParams) {
         }
         if scored & (keys <= SPAN as i32) {
             let lane = special::tid_x_again() % 32;
-            let kept = if p.round_bf16 != 0 {
-                select_rows::<_, 2>(&Pair::<PairedScores>(p, PhantomData), lane)
+            let kept = if WIDE | (p.round_bf16 != 0) {
+                select_rows::<_, 2>(&Pair::<Paired<WIDE>>(p, PhantomData), lane)
             } else {
-                select_rows::<_, 2>(&Pair::<SharedScores<false>>(p, PhantomData), lane)
+                select_rows::<_, 2>(&Pair::<Single>(p, PhantomData), lane)
             };
             unroll!(I < 2 { store_count(p, own_row(I as u32), kept[I]); });
             return;

@@ -9,4 +9,5 @@ pub mod scores;
 pub mod shared;
 pub mod stages;
 pub mod store;
+pub mod wide;
 pub mod work;

@@ -66,7 +66,7 @@ impl Consumer {
                 let sums = Turn::<SUM_TURNS>::at(group);
                 shared.sums.wait_full(sums);
                 unroll!(H < 2 {
-                    let q = shared.group(sums).offset(H as u32 * SUM_BYTES).0;
+                    let q = shared.group::<false>(sums).offset(H as u32 * SUM_BYTES).0;
                     unroll!(C < 4 {
                         if C < CHUNKS {
                             // Of the step's number, too: what all lanes have alike is in uniform registers, where the descriptors must be.

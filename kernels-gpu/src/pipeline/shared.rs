@@ -2,7 +2,8 @@
 
 use super::stages::{Stages, Turn};
 use crate::config::select::{
-    CONSUMER_WARPS, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, RING_TILES, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES, smem as map,
+    CONSUMER_WARPS, CONSUMERS, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, RING_TILES, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
+    WIDE_STAGES, smem as map,
 };
 use crate::ptx::{SmemAddr, smem, warp};
 use crate::tile::plan::Plan;
@@ -14,6 +15,8 @@ pub struct Shared {
     base: SmemAddr,
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
     pub keys: Stages<RING_TILES>,
+    /// The same of `select_stem_wide`; a stage is empty when the block's own consumers have read it.
+    pub wide_keys: Stages<WIDE_STAGES>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_TURNS>,
     /// Plans of strips.
@@ -48,6 +51,7 @@ impl Shared {
         Self {
             base,
             keys: Stages(base.offset(map::RING_BARRIERS)),
+            wide_keys: Stages(base.offset(map::RING_BARRIERS)),
             sums: Stages(base.offset(map::SUM_BARRIERS)),
             plans: Stages(base.offset(map::PLAN_BARRIERS)),
         }
@@ -59,10 +63,21 @@ impl Shared {
         self.base.offset(map::RING + (stage * (RING_TILES >> stages.trailing_zeros()) + tile) * TILE_BYTES)
     }
 
-    /// A group of query sums.
+    /// Tile `tile` of stage `stage` of key sums of `select_stem_wide`.
     #[inline(always)]
-    pub fn group(self, at: Turn<SUM_TURNS>) -> SmemAddr {
-        self.base.offset(map::SUMS + at.stage() % SUM_STAGES * 2 * SUM_BYTES)
+    pub fn wide_tile(self, stage: u32, tile: u32) -> SmemAddr {
+        self.base.offset(map::RING + (stage * CONSUMERS + tile) * TILE_BYTES)
+    }
+
+    /// A group of query sums. In `select_stem_wide` a step has those of the block's own head, then those of the other's.
+    #[inline(always)]
+    pub fn group<const WIDE: bool>(self, at: Turn<SUM_TURNS>) -> SmemAddr {
+        const HALF: u32 = SUM_STAGES / 2;
+        let stage = at.stage() % SUM_STAGES;
+        if !WIDE {
+            return self.base.offset(map::SUMS + stage * 2 * SUM_BYTES);
+        }
+        self.base.offset((if stage < HALF { map::SUMS } else { map::WIDE_SUMS }) + stage % HALF * 4 * SUM_BYTES)
     }
 
     /// Barrier that completes when a group of query sums is written.
@@ -125,10 +140,10 @@ impl Shared {
         SharedScores(self.base.offset(map::SCORES + r * PITCH * 4))
     }
 
-    /// The same as bf16. They lie over the second half of the ring.
+    /// The same as bf16. They lie over the second half of the ring, or over all of that of `select_stem_wide`.
     #[inline(always)]
-    pub fn paired(self, r: u32) -> PairedScores {
-        PairedScores(self.base.offset(map::PAIRED + r * PAIRED_PITCH * 4))
+    pub fn paired<const WIDE: bool>(self, r: u32) -> PairedScores {
+        PairedScores(self.base.offset(if WIDE { map::WIDE_PAIRED } else { map::PAIRED } + r * PAIRED_PITCH * 4))
     }
 
     /// Barrier that completes when the consumers of every block of the cluster are done with a span's scores.
@@ -147,5 +162,17 @@ impl Shared {
     #[inline(always)]
     pub fn terms_read(self) -> SmemAddr {
         self.base.offset(map::TERMS_READ)
+    }
+
+    /// Barrier that completes, once a span, when the products of both blocks are complete, in `select_stem_wide`.
+    #[inline(always)]
+    pub fn made(self) -> SmemAddr {
+        self.base.offset(map::MADE)
+    }
+
+    /// Barrier that completes, once a span, when both blocks have stored their scores, in `select_stem_wide`.
+    #[inline(always)]
+    pub fn stored(self) -> SmemAddr {
+        self.base.offset(map::STORED)
     }
 }

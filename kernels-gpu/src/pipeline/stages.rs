@@ -19,6 +19,12 @@ impl<const N: u32> Turn<N> {
         Self { stage: n % N, parity: n / N % 2 }
     }
 
+    /// This stage, in a pass of this parity.
+    #[inline(always)]
+    pub fn new(stage: u32, parity: u32) -> Self {
+        Self { stage, parity }
+    }
+
     /// Position number `n` of a ring of which only `stages` are in use, a power of two up to `N`.
     #[inline(always)]
     pub fn of(n: u32, stages: u32) -> Self {

@@ -15,6 +15,15 @@ pub fn rank() -> u32 {
     rank
 }
 
+/// As [`rank`], read anew: it need not be kept in a register.
+#[inline(always)]
+pub fn rank_again() -> u32 {
+    let rank: u32;
+    // SAFETY: as above; not `pure`, so that it is not read earlier and kept.
+    unsafe { asm!("mov.u32 {}, %cluster_ctarank;", out(reg32) rank, options(nomem, nostack)) };
+    rank
+}
+
 /// Blocks of the cluster. PTX: `mov.u32 d, %cluster_nctarank`. Called by any thread.
 #[inline(always)]
 pub fn blocks() -> u32 {

@@ -1,6 +1,6 @@
 //! Rows of scores as one warp reads them, and their keys as bit planes ([`crate::layout::planes`]).
 
-use crate::layout::planes::{Blend, Half, joined_planes, pairs, planes_of_pairs};
+use crate::layout::planes::{Blend, Half, half_planes, joined_planes};
 use crate::ptx::int::{merge, prmt};
 use crate::ptx::{SmemAddr, global, math, smem};
 use crate::unroll;
@@ -27,20 +27,18 @@ pub trait Scores: Copy {
     /// If `on`, the row has a score `n`, complete and visible to the caller.
     unsafe fn bits(self, n: u32, on: bool) -> u32;
 
-    /// The halves of the lane's sixteen of the first 512 scores, of which the row has `count`, in [`pairs`]; of f32 minus zero as zero.
+    /// Planes of one half of the first [`IN_REGISTERS`] scores, of which the row has `count`; of f32 minus zero as zero.
     ///
     /// # Safety
     /// As [`planes_of`].
     #[inline(always)]
-    unsafe fn lane_pairs(self, count: i32, half: Half, lane: i32) -> [u32; 8] {
-        let (mine, left) = (self.from(lane as u32), count - lane);
-        let mut words = [0; 16];
-        unroll!(U < 16 {
-            // SAFETY: forwarded.
-            let score = unsafe { mine.bits(32 * U as u32, 32 * (U as i32) < left) };
-            words[U] = (f32::from_bits(score) + 0.0).to_bits();
-        });
-        pairs::<Instructions>(words, half)
+    unsafe fn lane_planes(self, count: i32, half: Half, lane: u32) -> [u32; 16] {
+        // SAFETY: forwarded.
+        unsafe {
+            let low = planes_in_order(self, count, half, lane);
+            let high = if count > MIDDLE { planes_in_order(self.from(MIDDLE as u32), count - MIDDLE, half, lane) } else { [0; 8] };
+            joined_planes::<Instructions>(low, high)
+        }
     }
 
     /// Puts `entry`, the number of a candidate, in the place of entry `n` of a list over the scores, where `on` is not 0.
@@ -65,8 +63,7 @@ pub trait Scores: Copy {
 #[derive(Clone, Copy)]
 pub struct SharedScores<const LONG: bool>(pub SmemAddr);
 
-/// Up to 1,024 scores as bf16 in shared memory, in the pairs that planes are made of: word w of the first 256 has scores w and w + 256, of
-/// the others scores w + 256 and w + 512.
+/// Up to 1,024 scores as bf16 in shared memory, in pairs: word w of 512 has scores w and w + 512.
 #[derive(Clone, Copy)]
 pub struct PairedScores(pub SmemAddr);
 
@@ -104,21 +101,25 @@ impl Scores for PairedScores {
     /// `j` is a multiple of 512.
     #[inline(always)]
     fn from(self, j: u32) -> Self {
-        Self(self.0.offset(j * 2))
+        Self(self.0.offset(j / 512 * 2))
     }
 
     #[inline(always)]
     unsafe fn bits(self, n: u32, _on: bool) -> u32 {
         // SAFETY: forwarded; where there is no score, there is shared memory still.
-        unsafe { (smem::ld_u16(self.0.offset(n / 512 * 1024 + n % 256 * 4 + n / 256 % 2 * 2)) as u32) << 16 }
+        unsafe { (smem::ld_u16(self.0.offset(n % 512 * 4 + n / 512 * 2)) as u32) << 16 }
     }
 
     #[inline(always)]
-    unsafe fn lane_pairs(self, _count: i32, _half: Half, lane: i32) -> [u32; 8] {
-        let mut words = [0; 8];
+    unsafe fn lane_planes(self, count: i32, _half: Half, lane: u32) -> [u32; 16] {
+        // Here: as below.
+        let lane = math::here(lane as i32) as u32;
+        let mut words = [0; 16];
         // SAFETY: forwarded; where there are no scores, there is shared memory still.
-        unroll!(U < 8 { words[U] = unsafe { smem::ld_u32(self.0.offset(lane as u32 * 4 + 128 * U as u32)) }; });
-        words
+        unroll!(U < 16 { words[U] = unsafe { smem::ld_u32(self.0.offset(lane * 4 + 128 * U as u32)) }; });
+        let low = half_planes::<Instructions>(words, Half::LOW);
+        let high = if count > MIDDLE { half_planes::<Instructions>(words, Half::HIGH) } else { [0; 8] };
+        joined_planes::<Instructions>(low, high)
     }
 
     /// Entries take two bytes: a list of all candidates has room over their scores.
@@ -173,26 +174,30 @@ impl Blend for Instructions {
     }
 }
 
-/// Planes of one half of up to [`IN_REGISTERS`] scores, of which the row has `count`. Minus zero counts as zero.
+/// Scores of the lower halves of planes.
+const MIDDLE: i32 = IN_REGISTERS / 2;
+
+/// Planes of one half of up to [`IN_REGISTERS`] scores, of which the row has `count`. Minus zero of f32 counts as zero.
 ///
 /// # Safety
 /// A whole warp calls it with the same row; it has `count` scores, complete and visible to the caller.
 #[inline(always)]
 pub unsafe fn planes_of<S: Scores>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 16] {
-    const MIDDLE: i32 = IN_REGISTERS / 2;
     // SAFETY: forwarded.
-    unsafe {
-        let low = planes_from::<S>(scores, count, half, lane);
-        let high = if count > MIDDLE { planes_from::<S>(scores.from(MIDDLE as u32), count - MIDDLE, half, lane) } else { [0; 8] };
-        joined_planes::<Instructions>(low, high)
-    }
+    unsafe { scores.lane_planes(count, half, lane) }
 }
 
-/// Planes of up to 512 scores.
+/// Planes of up to 512 scores, of which `count` are there.
 #[inline(always)]
-unsafe fn planes_from<S: Scores>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 8] {
+unsafe fn planes_in_order<S: Scores>(scores: S, count: i32, half: Half, lane: u32) -> [u32; 8] {
     // Here: LLVM would keep what hangs on the lane in registers from row to row.
     let lane = math::here(lane as i32);
-    // SAFETY: forwarded.
-    planes_of_pairs::<Instructions>(unsafe { scores.lane_pairs(count, half, lane) })
+    let (mine, left) = (scores.from(lane as u32), count - lane);
+    let mut words = [0; 16];
+    unroll!(U < 16 {
+        // SAFETY: forwarded.
+        let score = unsafe { mine.bits(32 * U as u32, 32 * (U as i32) < left) };
+        words[U] = (f32::from_bits(score) + 0.0).to_bits();
+    });
+    half_planes::<Instructions>(words, half)
 }

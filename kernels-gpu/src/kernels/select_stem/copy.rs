@@ -1,12 +1,14 @@
 //! The warp that copies key sums, and the one that hands the query sums over.
 
 use crate::abi::SelectParams;
-use crate::config::select::{CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_TURNS, TILE, TILE_BYTES};
+use crate::config::select::{CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_BYTES, SUM_TURNS, TILE, TILE_BYTES, WIDE_STAGES};
+use crate::layout::wide::WideSpan;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::TensorMapPtr;
 use crate::ptx::{cluster, fence, mbarrier, warp};
 use crate::tile::strip::Strips;
+use crate::unroll;
 
 /// The warp that copies key sums. Each block of the cluster loads every `blocks`-th copy of a stage, for all of them: two tiles, or the
 /// only one. This warp sets the pace where prompts are long, so a stage is as few instructions as can be.
@@ -69,13 +71,65 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
     }
 }
 
+/// The warp that copies key sums of `select_stem_wide`: the block's own tiles, for itself.
+///
+/// # Safety
+/// As [`copy_keys`]; `map` is of a tile.
+#[inline(always)]
+pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: TensorMapPtr, lane: u32) {
+    let rank = cluster::rank();
+    let (mut strips, mut spans, mut at) = (Strips::new(p), 0u32, Turn::<WIDE_STAGES>::START);
+    // SAFETY: barriers are initialised; the scores that lie over the ring are waited for, and a stage is before it is overwritten; what lies
+    // outside the tensor is zero-filled.
+    unsafe {
+        while strips.any() {
+            let strip = strips.current();
+            strips.advance(&strip);
+            if !strip.has_scores(p, lane) {
+                continue;
+            }
+            let (_, request) = strip.block(p, 0);
+            let (kb_start, kv_head) = (request.kb_start, strip.kv_head(p));
+            let mut first = 0;
+            while first < strip.keys {
+                let span = WideSpan::of(strip.span(first).count as u32, rank);
+                let key = kb_start + first;
+                // The parity of the phase before the first is 1: the first span does not wait.
+                mbarrier::wait(shared.done(), (spans & 1) ^ 1);
+                let mut step = 0;
+                while step < STEPS {
+                    let mut chunk = 0;
+                    while chunk < span.chunks() {
+                        let tiles = span.tiles(chunk);
+                        let full = shared.wide_keys.full(at);
+                        shared.wide_keys.wait_empty(at);
+                        mbarrier::expect_tx_if(full, tiles * TILE_BYTES, (lane == 0) as u32);
+                        let mut tile = 0;
+                        while tile < tiles {
+                            let key = key + WideSpan::tile(chunk, tile, rank) as i32;
+                            let to = shared.wide_tile(at.stage(), tile);
+                            cluster::load_3d(to, map, full, [(step * STEP) as i32, key, kv_head], 1 << rank);
+                            tile += 1;
+                        }
+                        at = at.next();
+                        chunk += 1;
+                    }
+                    step += 1;
+                }
+                first += SPAN as i32;
+                spans += 1;
+            }
+        }
+    }
+}
+
 /// The warp that hands query sums over to the products, which read through the async proxy. The fence between the two is a
 /// whole memory barrier, and would make the threads that sum wait for the copies they have in flight; this warp has none.
 ///
 /// # Safety
 /// A whole warp, converged, after the barriers' initialisation.
 #[inline(always)]
-pub(super) unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32) {
+pub(super) unsafe fn hand_over_sums<const WIDE: bool>(p: &SelectParams, shared: Shared, lane: u32) {
     let mut at = Turn::<SUM_TURNS>::START;
     let mut strips = Strips::new(p);
     // SAFETY: barriers are initialised; the sums of a stage are written before its barrier completes, and not again before the
@@ -92,7 +146,18 @@ pub(super) unsafe fn hand_over_sums(p: &SelectParams, shared: Shared, lane: u32)
                 mbarrier::wait(shared.written(at), at.parity());
                 fence::proxy_async_shared();
                 warp::sync();
-                mbarrier::arrive_if(shared.sums.full(at), (lane == 0) as u32);
+                if WIDE {
+                    // Half of a group comes from the other block, where this half goes. It was given back by both.
+                    let (own, full) = (shared.group::<true>(at), shared.sums.full(at));
+                    mbarrier::expect_tx_if(full, 2 * SUM_BYTES, (lane == 0) as u32);
+                    let other = cluster::rank() ^ 1;
+                    unroll!(H < 2 {
+                        let from = own.offset(H as u32 * (2 * SUM_BYTES));
+                        cluster::copy(cluster::place(from.offset(SUM_BYTES), other), from, SUM_BYTES, cluster::place(full, other));
+                    });
+                } else {
+                    mbarrier::arrive_if(shared.sums.full(at), (lane == 0) as u32);
+                }
                 at = at.next();
                 left -= 1;
             }

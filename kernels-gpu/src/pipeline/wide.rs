@@ -1,0 +1,153 @@
+//! Scores of `select_stem_wide`: a cluster of two has the same rows of two heads, and each block half of the key blocks, for both.
+//!
+//! A product of key sums with 64 rows reads 8 KiB of either from shared memory, where two with 32 rows would read 16 KiB of key sums and
+//! 8 KiB of query sums; and a tile of key sums comes to one block, not to both. The tiles of 64 key blocks go to the blocks in turn. A block sums the
+//! queries of its own head and has the sums copied to the other; scores of the other's rows are stored there.
+
+use super::scores::Consumer;
+use super::shared::Shared;
+use super::stages::Turn;
+use super::store::{WideProducts, store_wide};
+use crate::abi::SelectParams;
+use crate::config::select::{CONSUMERS, STEPS, SUM_BYTES, SUM_TURNS, WIDE_STAGES};
+use crate::layout::descriptor_k128_at;
+use crate::layout::wide::WideSpan;
+use crate::ptx::{cluster, mbarrier, special, warp, wgmma};
+use crate::unroll;
+
+/// Step and position in the ring in a word: all lanes must be known to have them alike.
+fn packed(step: u32, at: Turn<WIDE_STAGES>) -> u32 {
+    step << 8 | at.stage() << 1 | at.parity()
+}
+
+impl Consumer {
+    /// Gives a stage of key sums back.
+    ///
+    /// # Safety
+    /// A whole warpgroup, converged, whose products on the stage are complete.
+    #[inline(always)]
+    unsafe fn release_wide_keys(self, shared: Shared, at: Turn<WIDE_STAGES>) {
+        // SAFETY: forwarded.
+        unsafe { mbarrier::arrive_if(shared.wide_keys.empty(at), (self.thread == 0) as u32) }
+    }
+
+    /// Gives a group of query sums back to both blocks, which have written half of it each.
+    ///
+    /// # Safety
+    /// As [`Consumer::release_wide_keys`].
+    #[inline(always)]
+    unsafe fn release_wide_sums(self, shared: Shared, at: Turn<SUM_TURNS>) {
+        // SAFETY: forwarded.
+        unsafe { cluster::arrive_if(shared.sums.empty(at), self.thread, (self.thread < 2) as u32) }
+    }
+
+    /// The products of the warpgroup's tiles of the first `TILES` of a span's `CHUNKS` chunks, as [`Consumer::score`] has them, from position
+    /// `at` of the ring on.
+    ///
+    /// # Safety
+    /// A whole warpgroup, converged; the rings are filled for this span.
+    #[inline(always)]
+    unsafe fn multiply_wide<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, at: Turn<WIDE_STAGES>) -> WideProducts {
+        let mut acc = [[0.0; 32]; 2];
+        let mut state = packed(0, at);
+        // SAFETY: stages are waited for before they are read, and given back when the products on them are complete.
+        unsafe {
+            loop {
+                // Anew in every pass, or addresses of all stages would be kept; and from lane 0.
+                state = warp::shfl_idx_u32(state, 0);
+                let (step, mut at) = (state >> 8, Turn::<WIDE_STAGES>::new(state >> 1 & 3, state & 1));
+                if step >= STEPS {
+                    break;
+                }
+                let shared = shared.alike();
+                let sums = Turn::<SUM_TURNS>::at(step / 2);
+                shared.sums.wait_full(sums);
+                unroll!(H < 2 {
+                    let q = shared.group::<true>(sums).offset(H as u32 * (2 * SUM_BYTES)).0;
+                    unroll!(C < 2 {
+                        if C < CHUNKS {
+                            // Who waits, and why not everybody: `Consumer::multiply`.
+                            shared.wide_keys.wait_full_if(at, (C < TILES) | (self.thread < 32));
+                            if C < TILES {
+                                let k = shared.wide_tile(at.stage(), self.warpgroup).0;
+                                wgmma::fence();
+                                unroll!(I < 4 { wgmma::bf16_m64n64k16_ss(&mut acc[C], descriptor_k128_at(k, 2 * I as u32), descriptor_k128_at(q, 2 * I as u32), 1); });
+                                wgmma::commit();
+                                wgmma::wait::<0>();
+                            }
+                            self.release_wide_keys(shared, at);
+                            at = at.next();
+                        }
+                    });
+                });
+                self.release_wide_sums(shared, sums);
+                state = packed(step + 2, at);
+            }
+            unroll!(C < 2 { if C < TILES { wgmma::keep(&mut acc[C]); } });
+        }
+        acc
+    }
+
+    /// What a warpgroup without a tile does in the place of [`Consumer::multiply_wide`], as `Consumer::look_on`.
+    ///
+    /// # Safety
+    /// As [`Consumer::multiply_wide`]; the span has one chunk.
+    #[inline(always)]
+    unsafe fn look_on_wide(self, shared: Shared, mut at: Turn<WIDE_STAGES>) {
+        let mut group = 0;
+        // SAFETY: forwarded.
+        unsafe {
+            let first = warp::shfl_idx_u32(self.thread / 32, 0) == 0;
+            while first & (group < STEPS / 2) {
+                let sums = Turn::<SUM_TURNS>::at(group);
+                shared.sums.wait_full(sums);
+                unroll!(H < 2 {
+                    let _ = H;
+                    shared.wide_keys.wait_full(at);
+                    self.release_wide_keys(shared, at);
+                    at = at.next();
+                });
+                self.release_wide_sums(shared, sums);
+                group += 1;
+            }
+        }
+    }
+
+    /// Scores a span, number `spans` of the block's, for both heads: products, then, when all consumers of both blocks have theirs and the value
+    /// terms are there, the scores; after it those of the own head are complete. `at` is where in the ring the span begins.
+    ///
+    /// # Safety
+    /// All consumer threads of both blocks call it, converged, with the same span; `between` waits for the value terms.
+    #[inline(always)]
+    pub unsafe fn score_wide(self, p: &SelectParams, shared: Shared, span: WideSpan, at: Turn<WIDE_STAGES>, between: impl Fn()) {
+        // SAFETY: forwarded; everyone arrives when its products are complete, or has none.
+        let made = || unsafe {
+            let (shared, lane) = (Shared::again(), special::tid_x_again() % 32);
+            warp::sync();
+            cluster::arrive_release_if(shared.made(), lane, (lane < 2) as u32);
+            between();
+        };
+        macro_rules! run {
+            ($chunks:literal, $tiles:literal) => {{
+                // SAFETY: forwarded; after the barrier the rings of both blocks are empty, and nobody uses scores.
+                unsafe {
+                    let acc = self.multiply_wide::<$chunks, $tiles>(shared, at);
+                    made();
+                    store_wide::<$tiles>(p, shared, self.warpgroup, &acc);
+                }
+            }};
+        }
+        match (span.chunks(), self.warpgroup < span.tiles(span.chunks() - 1)) {
+            (1, false) => {
+                // SAFETY: forwarded.
+                unsafe { self.look_on_wide(shared, at) };
+                made();
+            }
+            (1, true) => run!(1, 1),
+            (_, false) => run!(2, 1),
+            (_, true) => run!(2, 2),
+        }
+    }
+}
+
+const _: () = assert!(CONSUMERS == 4 && WIDE_STAGES < 4, "the stage of a position takes two bits");
