@@ -20,7 +20,7 @@ fn warps() -> Run<'static> {
 }
 
 /// What is said about statements that race: something, after the same kernel passed where nobody looked.
-fn race(run: &Run, body: &str) -> String {
+pub(super) fn race(run: &Run, body: &str) -> String {
     let mut quiet = Run { settings: run.settings, ..*run };
     quiet.settings.races = false;
     assert!(quiet.run(body).is_ok());
