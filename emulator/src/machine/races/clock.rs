@@ -14,7 +14,7 @@ pub(super) struct Clock {
     seen: Vec<u32>,
     /// Ordinary accesses that a proxy fence has put before those of tensor copies and products.
     fenced: Vec<u32>,
-    /// Of what is seen, that which other blocks' accesses are ordered after: releases and acquires of the cluster, or within a block, lead there.
+    /// Of what is seen, that to which only releases and acquires of the cluster, or within a block, lead.
     far: Vec<u32>,
 }
 
