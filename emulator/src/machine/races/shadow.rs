@@ -120,8 +120,8 @@ impl Shadow {
     pub(super) fn touch(&mut self, at: u32, bytes: u32, access: &Access) -> Result<(), Clash> {
         let end = at + bytes;
         let (block, lanes) = (self.block, self.lanes);
-        // Whether a writer's block is another, so that only an order of the cluster counts. A copy over what a block stored in its own
-        // memory is the exception: there is no second copy of it to become visible later.
+        // Whether the block of a lane that stored is another, so that only an order of the cluster counts. A copy over what a block stored
+        // in its own memory is the exception: there is no second copy of it to become visible later.
         let far = |writer: Agent| {
             let by = writer / lanes;
             by != access.past.own.start / lanes && (by != block || !access.kind.through_async_proxy())
@@ -145,11 +145,11 @@ impl Word {
             if !access.past.has(last.agent as Agent, last.epoch) {
                 return Err(clash(Lack::Order));
             }
-            let ordinary = !last.kind.through_async_proxy();
-            if ordinary && far(last.agent as Agent) && !access.past.clock.has_far(last.agent as Agent, last.epoch) {
+            let stored = matches!(last.kind, Kind::Store | Kind::Atomic);
+            if stored && far(last.agent as Agent) && !access.past.clock.has_far(last.agent as Agent, last.epoch) {
                 return Err(clash(Lack::Cluster));
             }
-            let crosses = access.kind.through_async_proxy() && ordinary;
+            let crosses = access.kind.through_async_proxy() && !last.kind.through_async_proxy();
             if crosses && !access.past.clock.has_fenced(last.agent as Agent, last.epoch) {
                 return Err(clash(Lack::Fence));
             }
