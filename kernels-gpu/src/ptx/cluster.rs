@@ -118,7 +118,9 @@ impl ClusterAddr {
 pub fn place(at: SmemAddr, rank: u32) -> ClusterAddr {
     let there: u32;
     // SAFETY: arithmetic; the address of a block that is not there is no error before it is used.
-    unsafe { asm!("mapa.shared::cluster.u32 {}, {}, {};", out(reg32) there, in(reg32) at.0, in(reg32) rank, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("mapa.shared::cluster.u32 {}, {}, {};", out(reg32) there, in(reg32) at.0, in(reg32) rank, options(pure, nomem, nostack))
+    };
     ClusterAddr(there)
 }
 

@@ -192,7 +192,7 @@ pub unsafe fn test_wait(bar: SmemAddr, parity: u32) -> bool {
     done != 0
 }
 
-/// As [`wait`], and what threads of other blocks of the cluster wrote before they arrived ([`super::cluster::arrive_release`]) is then
+/// As [`wait`], and what threads of other blocks of the cluster wrote before they arrived ([`super::cluster::arrive_release_if`]) is then
 /// visible, too. PTX: `mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [bar], parity`. Called by a thread.
 ///
 /// # Safety
