@@ -31,6 +31,12 @@ impl<const N: u32> Turn<N> {
         Self { stage: n & (stages - 1), parity: (n >> stages.trailing_zeros()) % 2 }
     }
 
+    /// How many positions it is from the first stage of a pass of parity 0.
+    #[inline(always)]
+    pub fn number(self) -> u32 {
+        self.parity * N + self.stage
+    }
+
     /// The stage.
     #[inline(always)]
     pub fn stage(self) -> u32 {

@@ -15,9 +15,11 @@ use crate::layout::wide::WideSpan;
 use crate::ptx::{cluster, mbarrier, special, warp, wgmma};
 use crate::unroll;
 
-/// Step and position in the ring in a word: all lanes must be known to have them alike.
-fn packed(step: u32, at: Turn<WIDE_STAGES>) -> u32 {
-    step << 8 | at.stage() << 1 | at.parity()
+/// Position number `n` of the ring, in arithmetic that uniform registers have: a selection would take it out of them.
+#[inline(always)]
+fn turn(n: u32) -> Turn<WIDE_STAGES> {
+    let pass = n.wrapping_mul(0xaaab) >> 17;
+    Turn::new(n - 3 * pass, pass & 1)
 }
 
 impl Consumer {
@@ -26,9 +28,9 @@ impl Consumer {
     /// # Safety
     /// A whole warpgroup, converged, whose products on the stage are complete.
     #[inline(always)]
-    unsafe fn release_wide_keys(self, shared: Shared, at: Turn<WIDE_STAGES>) {
+    unsafe fn release_wide_keys(self, shared: Shared, at: Turn<WIDE_STAGES>, on: bool) {
         // SAFETY: forwarded.
-        unsafe { mbarrier::arrive_if(shared.wide_keys.empty(at), (self.thread == 0) as u32) }
+        unsafe { mbarrier::arrive_if(shared.wide_keys.empty(at), (on & (self.thread == 0)) as u32) }
     }
 
     /// Gives a group of query sums back to both blocks, which have written half of it each.
@@ -36,9 +38,9 @@ impl Consumer {
     /// # Safety
     /// As [`Consumer::release_wide_keys`].
     #[inline(always)]
-    unsafe fn release_wide_sums(self, shared: Shared, at: Turn<SUM_TURNS>) {
+    unsafe fn release_wide_sums(self, shared: Shared, at: Turn<SUM_TURNS>, on: bool) {
         // SAFETY: forwarded.
-        unsafe { cluster::arrive_if(shared.sums.empty(at), self.thread, (self.thread < 2) as u32) }
+        unsafe { cluster::arrive_if(shared.sums.empty(at), self.thread, (on & (self.thread < 2)) as u32) }
     }
 
     /// The products of the warpgroup's tiles of the first `TILES` of a span's `CHUNKS` chunks, as [`Consumer::score`] has them, from position
@@ -49,16 +51,13 @@ impl Consumer {
     #[inline(always)]
     unsafe fn multiply_wide<const CHUNKS: usize, const TILES: usize>(self, shared: Shared, at: Turn<WIDE_STAGES>) -> WideProducts {
         let mut acc = [[0.0; 32]; 2];
-        let mut state = packed(0, at);
+        let mut state = at.number() << 16;
         // SAFETY: stages are waited for before they are read, and given back when the products on them are complete.
         unsafe {
-            loop {
+            while state % 0x1_0000 < STEPS {
                 // Anew in every pass, or addresses of all stages would be kept; and from lane 0.
                 state = warp::shfl_idx_u32(state, 0);
-                let (step, mut at) = (state >> 8, Turn::<WIDE_STAGES>::new(state >> 1 & 3, state & 1));
-                if step >= STEPS {
-                    break;
-                }
+                let (step, first) = (state % 0x1_0000, state >> 16);
                 let shared = shared.alike();
                 let sums = Turn::<SUM_TURNS>::at(step / 2);
                 shared.sums.wait_full(sums);
@@ -66,6 +65,8 @@ impl Consumer {
                     let q = shared.group::<true>(sums).offset(H as u32 * (2 * SUM_BYTES)).0;
                     unroll!(C < 2 {
                         if C < CHUNKS {
+                            let n = first + (step + H as u32) * CHUNKS as u32 + C as u32;
+                            let at = turn(n);
                             // Who waits, and why not everybody: `Consumer::multiply`.
                             shared.wide_keys.wait_full_if(at, (C < TILES) | (self.thread < 32));
                             if C < TILES {
@@ -75,13 +76,12 @@ impl Consumer {
                                 wgmma::commit();
                                 wgmma::wait::<0>();
                             }
-                            self.release_wide_keys(shared, at);
-                            at = at.next();
+                            self.release_wide_keys(shared, at, true);
                         }
                     });
                 });
-                self.release_wide_sums(shared, sums);
-                state = packed(step + 2, at);
+                self.release_wide_sums(shared, sums, true);
+                state += 2;
             }
             unroll!(C < 2 { if C < TILES { wgmma::keep(&mut acc[C]); } });
         }
@@ -104,10 +104,10 @@ impl Consumer {
                 unroll!(H < 2 {
                     let _ = H;
                     shared.wide_keys.wait_full(at);
-                    self.release_wide_keys(shared, at);
+                    self.release_wide_keys(shared, at, true);
                     at = at.next();
                 });
-                self.release_wide_sums(shared, sums);
+                self.release_wide_sums(shared, sums, true);
                 group += 1;
             }
         }
