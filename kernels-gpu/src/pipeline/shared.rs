@@ -3,7 +3,7 @@
 use super::stages::{Stages, Turn};
 use crate::config::select::{
     CONSUMER_WARPS, CONSUMERS, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, RING_TILES, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
-    WIDE_STAGES, smem as map,
+    WEIGHTS_BYTES, WIDE_STAGES, smem as map,
 };
 use crate::ptx::{SmemAddr, smem, warp};
 use crate::tile::plan::Plan;
@@ -114,6 +114,12 @@ impl Shared {
     #[inline(always)]
     pub fn moments(self) -> SmemAddr {
         self.base.offset(map::MOMENTS)
+    }
+
+    /// Weights of the unit that summing warp `number` is at.
+    #[inline(always)]
+    pub fn weights(self, number: u32) -> SmemAddr {
+        self.base.offset(map::WEIGHTS + number * WEIGHTS_BYTES)
     }
 
     /// The plan of the block's `n`-th strip.

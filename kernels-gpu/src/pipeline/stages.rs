@@ -112,6 +112,16 @@ impl<const N: u32> Stages<N> {
         unsafe { mbarrier::wait(self.full(at), at.parity) }
     }
 
+    /// Whether the stage is full.
+    ///
+    /// # Safety
+    /// As [`Stages::wait_full`].
+    #[inline(always)]
+    pub unsafe fn is_full(self, at: Turn<N>) -> bool {
+        // SAFETY: forwarded.
+        unsafe { mbarrier::test_wait(self.full(at), at.parity) }
+    }
+
     /// As [`Stages::wait_full`] where `on`; where not, asks once, and goes on. (A branch on `on` around the wait could be moved over
     /// what follows.)
     ///

@@ -43,6 +43,21 @@ impl Consumer {
         unsafe { cluster::arrive_if(shared.sums.empty(at), self.thread, (on & (self.thread < 2)) as u32) }
     }
 
+    /// Gives back the stage before position `n`, and where `groups` is not 0 the group of query sums before it, where `on`.
+    ///
+    /// # Safety
+    /// As [`Consumer::release_wide_keys`].
+    #[inline(always)]
+    unsafe fn release_before(self, shared: Shared, n: u32, groups: u32, on: bool) {
+        // SAFETY: forwarded.
+        unsafe {
+            self.release_wide_keys(shared, turn(n.wrapping_sub(1)), on);
+            if groups > 0 {
+                self.release_wide_sums(shared, Turn::at(groups - 1), on);
+            }
+        }
+    }
+
     /// The products of the warpgroup's tiles of the first `TILES` of a span's `CHUNKS` chunks, as [`Consumer::score`] has them, from position
     /// `at` of the ring on.
     ///
@@ -67,22 +82,39 @@ impl Consumer {
                         if C < CHUNKS {
                             let n = first + (step + H as u32) * CHUNKS as u32 + C as u32;
                             let at = turn(n);
-                            // Who waits, and why not everybody: `Consumer::multiply`.
-                            shared.wide_keys.wait_full_if(at, (C < TILES) | (self.thread < 32));
+                            // What the warpgroup has on its way: nothing before the first product and behind a chunk without a tile.
+                            let pending = (C > 0) | (TILES == CHUNKS) & ((H > 0) | (step > 0));
+                            // The last products before this position were the last on their group of query sums.
+                            let before = if (C == 0) & (H == 0) { step / 2 } else { 0 };
                             if C < TILES {
+                                let there = !warp::any(!shared.wide_keys.is_full(at) as u32);
+                                if !there {
+                                    wgmma::wait::<0>();
+                                    self.release_before(shared, n, before, pending);
+                                    shared.wide_keys.wait_full(at);
+                                }
                                 let k = shared.wide_tile(at.stage(), self.warpgroup).0;
                                 wgmma::fence();
                                 unroll!(I < 4 { wgmma::bf16_m64n64k16_ss(&mut acc[C], descriptor_k128_at(k, 2 * I as u32), descriptor_k128_at(q, 2 * I as u32), 1); });
                                 wgmma::commit();
+                                if there {
+                                    wgmma::wait::<1>();
+                                    self.release_before(shared, n, before, pending);
+                                }
+                            } else {
                                 wgmma::wait::<0>();
+                                self.release_before(shared, n, before, pending);
+                                // Who waits, and why not everybody: `Consumer::multiply`.
+                                shared.wide_keys.wait_full_if(at, self.thread < 32);
+                                self.release_before(shared, n + 1, if H > 0 { step / 2 + 1 } else { 0 }, true);
                             }
-                            self.release_wide_keys(shared, at, true);
                         }
                     });
                 });
-                self.release_wide_sums(shared, sums, true);
                 state += 2;
             }
+            wgmma::wait::<0>();
+            self.release_before(shared, (state >> 16) + STEPS * CHUNKS as u32, STEPS / 2, TILES == CHUNKS);
             unroll!(C < 2 { if C < TILES { wgmma::keep(&mut acc[C]); } });
         }
         acc
