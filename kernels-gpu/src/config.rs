@@ -151,7 +151,7 @@ pub mod select {
     /// KV heads whose mean and deviation of norms are kept for strips to come.
     pub const MOMENTS_HEADS: u32 = 4;
     /// Stages of value norms of the warp that makes the value terms, four for each lane: copies in flight for which it has no registers.
-    pub const NORM_STAGES: u32 = 8;
+    pub const NORM_STAGES: u32 = 6;
     /// Bytes of one.
     pub const NORM_BYTES: u32 = 32 * 16;
     /// Query blocks that are summed together.
@@ -209,6 +209,8 @@ pub mod select {
     pub const PART_TOKENS: u32 = OCTET / PARTS * GROUP_TOKENS as u32;
     /// Bytes of a stage of queries.
     pub const QUERY_BYTES: u32 = PART_TOKENS * HEAD_DIM as u32;
+    /// Bytes of the weights of an octet: of each block eight scales in f16, then of each the power of two that undoes their normalisation.
+    pub const WEIGHTS_BYTES: u32 = OCTET * (16 + 4);
     /// Plans of strips in shared memory: one in use, and the next.
     pub const PLANS: u32 = 2;
     /// Words from one row of scores to the next. 4 modulo 16: the accumulator's lanes then store to 32 different banks.
@@ -218,7 +220,7 @@ pub mod select {
     pub mod smem {
         use super::{
             CONSUMER_WARPS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS, SIDE_WARPS,
-            SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
+            SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS, TILE_BYTES, WEIGHTS_BYTES,
         };
         /// Stages of key sums.
         pub const RING: u32 = 0;
@@ -268,9 +270,11 @@ pub mod select {
         pub const MOMENTS: u32 = SIDE_KEPT + SIDE_WARPS * SIDE_KEPT_BYTES;
         /// Bytes of one.
         pub const MOMENTS_BYTES: u32 = 16;
+        /// Weights of the units that are summed (`tile::octet::Weights`), of a warp each.
+        pub const WEIGHTS: u32 = MOMENTS + MOMENTS_HEADS * MOMENTS_BYTES;
         /// Bytes of dynamic shared memory.
-        pub const BYTES: u32 = MOMENTS + MOMENTS_HEADS * MOMENTS_BYTES;
-        const _: () = assert!(BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
+        pub const BYTES: u32 = WEIGHTS + SUM_WARPS * WEIGHTS_BYTES;
+        const _: () = assert!(WEIGHTS.is_multiple_of(16) && BYTES <= 227 * 1024, "an sm_90 block has at most 227 KiB of shared memory");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::probe::{load_f32, region, word};
 use crate::abi_probe::{ProbeParams, REGION_BYTES, THREADS};
+use crate::config::select::WEIGHTS_BYTES;
 use crate::layout::octet::{BYTES, PART_BYTES, block, chunk};
 use crate::layout::swizzle_128;
 use crate::ptx::{global, smem, special, warp};
@@ -31,10 +32,11 @@ pub unsafe extern "gpu-kernel" fn probe_octet(p: ProbeParams) {
             }
             warp::sync();
             let first = octet * 64 + lane / 4 * 8 + lane % 4;
-            let weights = Weights::new([load_f32(p.b, first), load_f32(p.b, first + 4)]);
+            let weights =
+                Weights::new(region(2).offset(thread / 32 * WEIGHTS_BYTES), lane, [load_f32(p.b, first), load_f32(p.b, first + 4)]);
             sum_octet(
                 |part| stage.offset(part * PART_BYTES),
-                &weights,
+                weights,
                 lane,
                 |part, values| {
                     let to = (octet * 8 + block(lane, part)) * 64 + chunk(lane) * 8;
@@ -46,4 +48,4 @@ pub unsafe extern "gpu-kernel" fn probe_octet(p: ProbeParams) {
     }
 }
 
-const _: () = assert!(THREADS / 32 * BYTES <= 3 * REGION_BYTES && REGION_BYTES.is_multiple_of(1024));
+const _: () = assert!(THREADS / 32 * BYTES <= 2 * REGION_BYTES && REGION_BYTES.is_multiple_of(1024));

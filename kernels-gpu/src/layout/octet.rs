@@ -56,13 +56,6 @@ pub const fn sums_of_part(first: u32, part: u32) -> u32 {
     (first ^ (part * 64)) + part * (PART_BLOCKS * 128)
 }
 
-/// The first of the four lanes that know the scales of the lane's block in part `part`: lane 4 b + t has those of tokens t and t + 4 of
-/// block b.
-#[inline(always)]
-pub const fn scale_source(lane: u32, part: u32) -> u32 {
-    block(lane, part) * 4
-}
-
 const _: () = assert!(GROUP_TOKENS == 8 && HEAD_DIM == 128, "rows of the swizzle, and eight lanes a row");
 
 #[cfg(test)]

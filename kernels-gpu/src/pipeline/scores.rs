@@ -8,7 +8,7 @@ use super::stages::{Stages, Turn};
 use crate::abi::SelectParams;
 use crate::config::select::{
     CONSUMER_WARPS, CONSUMERS, PITCH, PLANS, QUERY_BYTES, RING_TILES, ROWS, STEPS, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE, TILE_BYTES,
-    smem as map,
+    WEIGHTS_BYTES, smem as map,
 };
 use crate::layout::{accumulator_col, accumulator_row, descriptor_k128_at};
 use crate::ptx::{SmemAddr, cluster, cvt, mbarrier, smem, special, warp, wgmma};
@@ -108,6 +108,12 @@ impl Shared {
     #[inline(always)]
     pub fn moments(self) -> SmemAddr {
         self.base.offset(map::MOMENTS)
+    }
+
+    /// Weights of the unit that summing warp `number` is at.
+    #[inline(always)]
+    pub fn weights(self, number: u32) -> SmemAddr {
+        self.base.offset(map::WEIGHTS + number * WEIGHTS_BYTES)
     }
 
     /// The plan of the block's `n`-th strip.

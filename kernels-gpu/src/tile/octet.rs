@@ -5,26 +5,24 @@
 //! with one rounding. f16 has three bits more than bf16, to which the sum is rounded last: the roundings before that add 4 % to the noise
 //! that this one makes, and cost half as many instructions as sums in f32 ([`crate::layout::octet`] says who adds what).
 
-use crate::layout::octet::{PARTS, code_of_token, code_offset, scale_source};
+use crate::layout::octet::{BLOCKS, PARTS, block, code_of_token, code_offset};
 use crate::ptx::{SmemAddr, cvt, half, math, smem, special, warp};
 use crate::unroll;
 
-/// Scales of an octet: of the two tokens that the lane was given, with what undoes the normalisation of their block.
+/// Weights of an octet in shared memory: 16 bytes of packed f16 scales a block, in word t those of tokens t and t + 4; then a word a block,
+/// the power of two that undoes their normalisation as bf16 twice. A lane reads its block's at once: shuffles of them all would stand
+/// in the same queue, one by one.
 #[derive(Clone, Copy)]
-pub struct Weights {
-    /// Packed f16.
-    scales: u32,
-    /// The power of two that undoes, bf16 twice.
-    undo: u32,
-}
+pub struct Weights(SmemAddr);
 
 impl Weights {
-    /// From the scales of tokens t and t + 4 of block b in lane 4 b + t. A token that does not exist has scale 0.
+    /// At `at`, from the scales of tokens t and t + 4 of block b in lane 4 b + t. A token that does not exist has scale 0.
     ///
     /// # Safety
-    /// Called by a whole warp, converged.
+    /// Called by a whole warp, converged, with its `lane`, that has read what lay at `at`: [`crate::config::select::WEIGHTS_BYTES`] of its own,
+    /// aligned to 16.
     #[inline(always)]
-    pub unsafe fn new(scales: [f32; 2]) -> Self {
+    pub unsafe fn new(at: SmemAddr, lane: u32, scales: [f32; 2]) -> Self {
         let [a, b] = scales.map(|x| x.to_bits() & 0x7fff_ffff);
         let mut largest = if a > b { a } else { b };
         unroll!(I < 2 {
@@ -37,7 +35,24 @@ impl Weights {
         let exponent = largest >> 23;
         let exponent = if exponent > 4 { exponent } else { 4 };
         let factor = f32::from_bits((257 - exponent) << 23);
-        Self { scales: cvt::f16x2(scales[0] * factor, scales[1] * factor), undo: (exponent - 3) * 0x0080_0080 }
+        // SAFETY: forwarded; the lanes of a block have the same power, one of them stores it.
+        unsafe {
+            smem::st_u32(at.offset(lane * 4), cvt::f16x2(scales[0] * factor, scales[1] * factor));
+            smem::st_u32_if(at.offset(BLOCKS * 16 + lane), (exponent - 3) * 0x0080_0080, lane.is_multiple_of(4) as u32);
+            warp::sync();
+        }
+        Self(at)
+    }
+
+    /// Scales of the lane's block of part `part`, and the power.
+    ///
+    /// # Safety
+    /// By a lane of the warp that made them.
+    #[inline(always)]
+    unsafe fn of_part(self, lane: u32, part: u32) -> ([u32; 4], u32) {
+        let block = block(lane, part);
+        // SAFETY: forwarded.
+        unsafe { (smem::ld_v4(self.0.offset(block * 16)), smem::ld_u32(self.0.offset(BLOCKS * 16 + block * 4))) }
     }
 }
 
@@ -48,18 +63,16 @@ impl Weights {
 /// - Called by a whole warp, converged, with its `lane`; `weights` are those of the octet.
 /// - A stage is aligned to 1,024 bytes, and its [`crate::layout::octet::PART_BYTES`] are complete and visible.
 #[inline(always)]
-pub unsafe fn sum_octet(stage: impl Fn(u32) -> SmemAddr, weights: &Weights, lane: u32, mut store: impl FnMut(u32, [[u32; 4]; 2])) {
+pub unsafe fn sum_octet(stage: impl Fn(u32) -> SmemAddr, weights: Weights, lane: u32, mut store: impl FnMut(u32, [[u32; 4]; 2])) {
     let mut part = 0;
     while part < PARTS {
         // Not unrolled: registers are short.
         part = special::no_unroll(part);
         let at = stage(part).0 + code_offset(lane);
-        let source = scale_source(lane, part);
         let mut sums = [0; 8];
-        let mut scales = [0; 4];
         // SAFETY: forwarded.
         unsafe {
-            unroll!(T < 4 { scales[T] = warp::shfl_idx_u32(weights.scales, source + T as u32); });
+            let (scales, undo) = weights.of_part(lane, part);
             unroll!(T < 8 {
                 let codes = smem::ld_v4(SmemAddr(code_of_token(at, T as u32)));
                 let scale = if T < 4 { half::low2(scales[T % 4]) } else { half::high2(scales[T % 4]) };
@@ -71,7 +84,6 @@ pub unsafe fn sum_octet(stage: impl Fn(u32) -> SmemAddr, weights: &Weights, lane
                 // LLVM would load all codes first, and has no registers for them.
                 unroll!(W < 8 { math::pin_u32(&mut sums[W]); });
             });
-            let undo = warp::shfl_idx_u32(weights.undo, source);
             store(part, finish(&sums, undo));
         }
         part += 1;

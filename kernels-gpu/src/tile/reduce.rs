@@ -41,7 +41,7 @@ impl Moments {
         let mut u = 4 * lane as i32;
         let mut left = count;
         while left > 0 {
-            unroll!(S < 8 {
+            unroll!(S in [0 1 2 3 4 5] {
                 let at = u + S as i32 * FOURS;
                 let at = if at < count { at as u32 } else { 0 };
                 // SAFETY: four norms of a block, which has room for all its runs.
@@ -234,4 +234,4 @@ impl ValueTerm {
 /// Blocks of a lane whose norms are under way or in use: each takes two stages.
 const BLOCK_STAGES: u32 = NORM_STAGES / 2;
 
-const _: () = assert!(RUNS.is_multiple_of(4) && NORM_STAGES == 8);
+const _: () = assert!(RUNS.is_multiple_of(4) && NORM_STAGES == 6);

@@ -159,7 +159,7 @@ unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, numbe
             at = at.with_copied(copied);
         }
         while more {
-            let weights = Weights::new(scales);
+            let weights = Weights::new(shared.weights(number), special::tid_x_again() % 32, scales);
             let after = Unit(warp::shfl_idx_u32(at.after(octets).0, 0));
             more = warp::any(exists(after) as u32);
             // On their way while this unit is summed.
@@ -175,7 +175,7 @@ unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, numbe
                 shared.unit(stage)
             };
             let mut copied = 0;
-            sum_octet(stage, &weights, lane, |part, values| {
+            sum_octet(stage, weights, lane, |part, values| {
                 let to = sums_of_part(to, part);
                 unroll!(H < 2 { smem::st_v4(SmemAddr(to ^ (16 * H as u32)), values[H]); });
                 if at.copied(part) {
