@@ -40,6 +40,9 @@ pub struct Record {
     pub history: usize,
     /// Tokens in a KV page; 0 where K and V are not paged.
     pub page: usize,
+    /// Order of the queries' scales in device memory: `tokens-first` or `heads-first`; only of stages that read them. Records
+    /// older than the field are tokens first.
+    pub q_scale: Option<String>,
     /// Share of causal blocks not attended to; only of stages that select or attend.
     pub skip: Option<f64>,
     /// How probabilities are formed (`exact`: exp2 in f32, rounded to e4m3 at 2^8); only of stages with a softmax.

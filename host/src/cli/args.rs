@@ -1,6 +1,6 @@
 //! Arguments of `stem`.
 
-use super::bench::{L2, Stage};
+use super::bench::{L2, QScaleOrder, Stage};
 use crate::backend::BackendKind;
 use crate::config::{Preset, ProbeConfig, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -169,6 +169,9 @@ pub struct BenchArgs {
     /// Tokens in a KV page.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub page: usize,
+    /// Order of the queries' scales in device memory. (The CPU has them tokens first.)
+    #[arg(long, value_enum, default_value = "tokens-first")]
+    pub q_scale: QScaleOrder,
     /// Shares of the causal blocks that `attend` leaves out, drawn at random [default: 0.5].
     #[arg(long, value_name = "S[,S..]", value_delimiter = ',')]
     pub skip: Vec<f64>,

@@ -17,6 +17,7 @@ pub struct Speed {
     pub chunk: Option<u64>,
     pub history: u64,
     pub page: u64,
+    pub q_scale: Option<String>,
     pub skip: Option<f64>,
     pub preset: Option<String>,
     pub selector: Option<String>,
@@ -148,12 +149,13 @@ impl Records {
     }
 
     /// Records of the plots' shape on the plots' GPU, or taken from a table: 32 query and 4 KV heads, pages of 64 or none, no
-    /// history, the L2 cache not warm. Of records that differ in nothing but the day the newest.
+    /// history, the L2 cache not warm, scales of the queries tokens first. Of records that differ in nothing but the day the newest.
     pub fn standard(&self) -> Vec<&Speed> {
         let gpu = self.gpu();
         let mut newest: Vec<&Speed> = Vec::new();
         for r in &self.speed {
             let shape = r.bench == "gemm" || (r.hq, r.hkv, r.history) == (32, 4, 0) && matches!(r.page, 0 | 64);
+            let shape = shape && r.q_scale.as_deref() != Some("heads-first");
             if !shape || r.l2.as_deref() == Some("warm") || r.backend != "cuda" || (r.gpu.as_deref() != gpu && r.source.is_none()) {
                 continue;
             }

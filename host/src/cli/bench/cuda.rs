@@ -1,14 +1,14 @@
 //! The stages on a GPU, through a [`Plan`].
 
-use super::engine::{Engine, Job, L2, Output, Stage};
+use super::engine::{Engine, Job, L2, Output, QScaleOrder, Stage};
 use crate::cuda::CudaBackend;
 use crate::driver::{CudaSlice, EventTimer, buffer, driver_error};
 use crate::error::{Error, Result};
 use crate::kv::PageLayout;
 use crate::mask::BlockLists;
-use crate::ops::PageDesc;
+use crate::ops::{PageDesc, ScaleStrides};
 use crate::plan::{
-    AppendTensors, ListTensors, Plan, PlanDesc, PlanSelection, PrefillOutputs, PrefillTensors, Workspace, default_softmax_scale,
+    AppendTensors, ListTensors, Plan, PlanDesc, PlanSelection, PrefillOutputs, PrefillTensors, TensorRows, Workspace, default_softmax_scale,
 };
 use float8::F8E4M3;
 use half::bf16;
@@ -77,7 +77,10 @@ impl<'a> CudaEngine<'a> {
         };
         let tensors = Tensors {
             q: buffer::upload(stream, inputs.q)?,
-            q_scale: buffer::upload(stream, inputs.q_scale)?,
+            q_scale: match job.q_scale {
+                QScaleOrder::TokensFirst => buffer::upload(stream, inputs.q_scale)?,
+                QScaleOrder::HeadsFirst => buffer::upload(stream, &heads_first(inputs.q_scale, inputs.hq))?,
+            },
             k_pages: buffer::upload(stream, &paged.k_pages)?,
             v_pages: buffer::upload(stream, &paged.v_pages)?,
             page_table: buffer::upload(stream, &paged.table)?,
@@ -135,6 +138,11 @@ impl<'a> CudaEngine<'a> {
     }
 }
 
+/// `[heads, tokens]` from `[tokens, heads]`.
+fn heads_first(scales: &[f32], heads: usize) -> Vec<f32> {
+    (0..heads).flat_map(|head| scales.iter().skip(head).step_by(heads)).copied().collect()
+}
+
 /// A plan of the stage's batch.
 fn plan(backend: &CudaBackend, job: &Job<'_>) -> Result<Plan> {
     plan_of(backend, job, job.problem.shape.tokens, job.problem.shape.kv_tokens)
@@ -149,7 +157,7 @@ fn plan_of(backend: &CudaBackend, job: &Job<'_>, tokens: usize, kv_tokens: usize
         (Stage::Attend | Stage::AppendKv, _) => PlanSelection::Dense,
         _ => PlanSelection::Stem(*job.config),
     };
-    Plan::new(
+    let plan = Plan::new(
         backend.kernels(),
         backend.stream(),
         &PlanDesc {
@@ -163,7 +171,10 @@ fn plan_of(backend: &CudaBackend, job: &Job<'_>, tokens: usize, kv_tokens: usize
             causal: true,
             softmax_scale: default_softmax_scale(),
         },
-    )
+    )?;
+    // A history's plan has fewer tokens than the tensor, and does not read it.
+    let q_scale = (job.q_scale == QScaleOrder::HeadsFirst).then(|| ScaleStrides::heads_first(job.problem.shape.tokens));
+    plan.with_rows(TensorRows { q_scale, ..TensorRows::default() })
 }
 
 impl CudaEngine<'_> {
