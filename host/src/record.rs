@@ -59,6 +59,8 @@ pub struct Record {
     pub p90: f64,
     /// Timed repetitions.
     pub repeat: usize,
+    /// Launches in a row between the events of a repetition, whose time is divided by their number; none: one.
+    pub in_a_row: Option<usize>,
     /// Turns that the repetitions were spread over, other measurements of the same run between them.
     pub rounds: Option<usize>,
     /// When the run began that the line belongs to: lines with one name were measured in turns on one machine.

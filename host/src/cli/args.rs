@@ -193,6 +193,10 @@ pub struct BenchArgs {
     /// Timed launches, in each round.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
+    /// Launches between the two events of a timing, which is divided by their number: what a launch adds to a stream that is busy, where
+    /// that of a single one has the GPU's way from one to the next in it. The L2 cache is flushed, if so, before the first.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub in_a_row: u32,
     /// Takes the lines of one length in turns, this many times, so that they share the GPU's clocks.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,

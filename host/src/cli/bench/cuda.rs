@@ -187,10 +187,12 @@ impl CudaEngine<'_> {
                 buffer::fill_bytes(&stream, flush, 0)?;
             }
             timer.start(&stream)?;
-            self.launch()?;
+            for _ in 0..self.job.in_a_row {
+                self.launch()?;
+            }
             timer.stop(&stream)?;
         }
-        timers.iter().map(EventTimer::elapsed_ms).collect()
+        timers.iter().map(|timer| Ok(timer.elapsed_ms()? / f64::from(self.job.in_a_row))).collect()
     }
 
     /// Milliseconds of the host. The device is idle at each start and what it does meanwhile is not waited for.
@@ -245,5 +247,14 @@ impl Engine for CudaEngine<'_> {
             }
             Stage::HostPlan => Output::Geometry(self.plan.geometry().clone()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn scales_of_a_head_side_by_side() {
+        assert_eq!(super::heads_first(&[0.0, 10.0, 1.0, 11.0, 2.0, 12.0], 2), [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]);
+        assert!(super::heads_first(&[], 3).is_empty());
     }
 }

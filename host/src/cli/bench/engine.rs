@@ -152,6 +152,8 @@ pub struct Job<'a> {
     pub l2: L2,
     /// Order of the queries' scales.
     pub q_scale: QScaleOrder,
+    /// Launches that are timed together, at least 1; the CPU takes them one by one.
+    pub in_a_row: u32,
 }
 
 /// A stage on a backend, its inputs in place.
