@@ -11,7 +11,7 @@ pub mod rates;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 use std::time::Duration;
-use stem_attn::cli::bench::{Engine, Job, L2, Problem, Stage, engine, random_lists};
+use stem_attn::cli::bench::{Engine, Job, L2, Problem, QScaleOrder, Stage, engine, random_lists};
 use stem_attn::cli::work::Shape;
 use stem_attn::{Backend, BackendKind, BlockLists, Preset, StemConfig};
 
@@ -69,7 +69,15 @@ impl Machine {
     /// # Panics
     /// When it cannot be prepared.
     pub fn engine<'a>(&'a self, case: &'a Case, stage: Stage, lists: Option<&'a BlockLists>) -> Box<dyn Engine + 'a> {
-        let job = Job { stage, problem: &case.problem, config: &case.config, lists, l2: L2::Flushed };
+        let job = Job {
+            stage,
+            problem: &case.problem,
+            config: &case.config,
+            lists,
+            l2: L2::Flushed,
+            q_scale: QScaleOrder::default(),
+            in_a_row: 1,
+        };
         engine(&self.backend, job).expect("a stage that can run")
     }
 }

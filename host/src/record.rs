@@ -40,6 +40,9 @@ pub struct Record {
     pub history: usize,
     /// Tokens in a KV page; 0 where K and V are not paged.
     pub page: usize,
+    /// Order of the queries' scales in device memory: `tokens-first` or `heads-first`; only of stages that read them. Records
+    /// older than the field are tokens first.
+    pub q_scale: Option<String>,
     /// Share of causal blocks not attended to; only of stages that select or attend.
     pub skip: Option<f64>,
     /// How probabilities are formed (`exact`: exp2 in f32, rounded to e4m3 at 2^8); only of stages with a softmax.
@@ -56,6 +59,8 @@ pub struct Record {
     pub p90: f64,
     /// Timed repetitions.
     pub repeat: usize,
+    /// Launches in a row between the events of a repetition, whose time is divided by their number; none: one.
+    pub in_a_row: Option<usize>,
     /// Turns that the repetitions were spread over, other measurements of the same run between them.
     pub rounds: Option<usize>,
     /// When the run began that the line belongs to: lines with one name were measured in turns on one machine.

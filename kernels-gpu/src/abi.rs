@@ -64,7 +64,7 @@ pub struct PageStrides {
     pub head: i64,
 }
 
-/// Byte strides of a `[tokens, heads, 128]` tensor; the rows of 128 are contiguous.
+/// Byte strides of a `[tokens, heads, 128]` tensor, whose rows of 128 are contiguous, or of one `[tokens, heads]`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RowStrides {
@@ -219,10 +219,12 @@ pub struct SummarizeKvParams {
 pub struct SelectParams {
     /// e4m3 `[total_q, hq, 128]` with strides `q_rows`.
     pub q: u64,
-    /// f32 `[total_q, hq]`.
+    /// f32 `[total_q, hq]` with strides `q_scale_rows`.
     pub q_scale: u64,
     /// Strides of `q`.
     pub q_rows: RowStrides,
+    /// Strides of `q_scale`; that of a token is below 2^31.
+    pub q_scale_rows: RowStrides,
     /// [`Request`] `[batch]`.
     pub requests: u64,
     /// [`QueryBlock`] `[total_qb]`.
@@ -319,10 +321,12 @@ pub struct ProbeMeansParams {
 pub struct SelectProbeParams {
     /// e4m3 `[total_q, hq, 128]` with strides `q_rows`.
     pub q: u64,
-    /// f32 `[total_q, hq]`, positive.
+    /// f32 `[total_q, hq]` with strides `q_scale_rows`, positive.
     pub q_scale: u64,
     /// Strides of `q`.
     pub q_rows: RowStrides,
+    /// Strides of `q_scale`.
+    pub q_scale_rows: RowStrides,
     /// f32 `[1]` or `[hkv]`.
     pub k_scale: u64,
     /// [`Request`] `[batch]`; no `kb_len` above [`crate::config::probe_sel::MAX_BLOCKS`].
@@ -382,7 +386,7 @@ pub struct SelectProbeParams {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AttendParams {
-    /// f32 `[total_q, hq]`, positive.
+    /// f32 `[total_q, hq]` with strides `q_scale_rows`, positive.
     pub q_scale: u64,
     /// f32 `[1]` or `[hkv]`.
     pub k_scale: u64,
@@ -406,6 +410,8 @@ pub struct AttendParams {
     pub lse: u64,
     /// Strides of `out`.
     pub out_rows: RowStrides,
+    /// Strides of `q_scale`.
+    pub q_scale_rows: RowStrides,
     /// `log2(e) / sqrt(128)` or the caller's softmax scale times log2(e).
     pub softmax_scale_log2: f32,
     /// Query heads.
@@ -497,11 +503,11 @@ const _: () = {
     assert!(size_of::<RowStrides>() == 16);
     assert!(size_of::<AppendKvParams>() == 224 && offset_of!(AppendKvParams, k_strides) == 72);
     assert!(size_of::<SummarizeKvParams>() == 248 && offset_of!(SummarizeKvParams, k_strides) == 80);
-    assert!(size_of::<SelectParams>() == 160 && offset_of!(SelectParams, qk_scale) == 80);
+    assert!(size_of::<SelectParams>() == 176 && offset_of!(SelectParams, qk_scale) == 96);
     assert!(size_of::<ProbeMeansParams>() == 88 && offset_of!(ProbeMeansParams, k_strides) == 40);
-    assert!(size_of::<SelectProbeParams>() == 152 && offset_of!(SelectProbeParams, softmax_scale_log2) == 88);
+    assert!(size_of::<SelectProbeParams>() == 168 && offset_of!(SelectProbeParams, softmax_scale_log2) == 104);
     assert!(size_of::<ListRows>() == 48);
     assert!(size_of::<MaskListsParams>() == 64);
     assert!(size_of::<CsrListsParams>() == 80);
-    assert!(size_of::<AttendParams>() == 152 && offset_of!(AttendParams, softmax_scale_log2) == 104);
+    assert!(size_of::<AttendParams>() == 168 && offset_of!(AttendParams, softmax_scale_log2) == 120);
 };

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use stem_attn::driver::{CudaSlice, DevicePtr};
 use stem_attn::geometry::Geometry;
 use stem_attn::kv::{KvTensor, PageLayout, PagedTensors};
-use stem_attn::ops::{DeviceGeometry, Heads, Kernels, Launcher, PageDesc, Paged, RowStrides, Scales, Span};
+use stem_attn::ops::{DeviceGeometry, Heads, Kernels, Launcher, PageDesc, Paged, RowStrides, ScaleStrides, Scales, Span};
 use stem_attn::{StemConfig, fp8};
 use stem_attn_kernels::config::HEAD_DIM;
 
@@ -231,6 +231,19 @@ pub fn laid_out<T: Copy>(x: &[T], heads: usize, odd: bool, vector: usize, filler
     let mut wide = vec![filler; strides.head * heads];
     for (i, row) in x.chunks_exact(128).enumerate() {
         wide[i / heads * strides.token + i % heads * strides.head..][..128].copy_from_slice(row);
+    }
+    (wide, strides)
+}
+
+/// The same of `[tokens, heads]` scales, with gaps of NaN.
+pub fn scales_laid_out(x: &[f32], heads: usize, odd: bool) -> (Vec<f32>, ScaleStrides) {
+    if !odd {
+        return (x.to_vec(), ScaleStrides::packed(heads));
+    }
+    let strides = ScaleStrides { token: 2, ..ScaleStrides::heads_first(2 * (x.len() / heads) + 3) };
+    let mut wide = vec![f32::NAN; strides.head * heads];
+    for (i, &scale) in x.iter().enumerate() {
+        wide[i / heads * strides.token + i % heads * strides.head] = scale;
     }
     (wide, strides)
 }

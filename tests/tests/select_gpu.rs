@@ -9,12 +9,12 @@ use rand::{RngExt, SeedableRng};
 use rstest::rstest;
 use stem_attn::driver::CudaSlice;
 use stem_attn::geometry::Geometry;
-use stem_attn::ops::{self, Heads, RowStrides, ScoreSpace};
+use stem_attn::ops::{self, Heads, RowStrides, ScaleStrides, ScoreSpace};
 use stem_attn::reference::{self, ScoreInputs};
 use stem_attn::{BlockLists, Guards, OamConfig, Preset, Schedule, StemConfig, TieRule, fp8};
 use stem_attn_kernels::config::{HEAD_DIM, RUNS, SUM_LEN};
 use stem_attn_tests::gpu::gpu;
-use stem_attn_tests::stages::{Bench, assert_bits, assert_close, cut, laid_out};
+use stem_attn_tests::stages::{Bench, assert_bits, assert_close, cut, laid_out, scales_laid_out};
 
 /// What the kernel reads: queries, and summaries that need no keys.
 struct Problem {
@@ -67,6 +67,7 @@ struct OnDevice {
     q: CudaSlice<F8E4M3>,
     q_rows: RowStrides,
     q_scale: CudaSlice<f32>,
+    q_scale_rows: ScaleStrides,
     k_sums: CudaSlice<bf16>,
     run_norms: CudaSlice<f32>,
 }
@@ -88,9 +89,10 @@ impl OnDevice {
     fn with_rows(problem: &Problem, apart: bool) -> Option<Self> {
         let bench = Bench::new(gpu()?, &problem.geometry, problem.heads);
         let (q, q_rows) = laid_out(&problem.q, problem.heads.hq, apart, 16, F8E4M3::from_bits(0x7f));
-        let (q, q_scale) = (bench.gpu.upload(&q), bench.gpu.upload(&problem.q_scale));
+        let (q_scale, q_scale_rows) = scales_laid_out(&problem.q_scale, problem.heads.hq, apart);
+        let (q, q_scale) = (bench.gpu.upload(&q), bench.gpu.upload(&q_scale));
         let (k_sums, run_norms) = (bench.gpu.upload(&problem.k_sums), bench.gpu.upload(&problem.run_norms));
-        Some(Self { bench, q, q_rows, q_scale, k_sums, run_norms })
+        Some(Self { bench, q, q_rows, q_scale, q_scale_rows, k_sums, run_norms })
     }
 
     /// One launch into poisoned buffers; with the scores of all rows, or as a run does it.
@@ -103,7 +105,8 @@ impl OnDevice {
         let args = ops::Select {
             q: bench.span(&self.q, self.q.len()),
             q_rows: self.q_rows,
-            q_scale: bench.span(&self.q_scale, problem.q_scale.len()),
+            q_scale: bench.span(&self.q_scale, self.q_scale.len()),
+            q_scale_rows: self.q_scale_rows,
             k_sums: bench.span(&self.k_sums, problem.k_sums.len()),
             run_norms: bench.span(&self.run_norms, problem.run_norms.len()),
             lists: ops::Lists { lists: bench.span(&lists, rows * capacity), counts: bench.span(&counts, rows), stride: capacity },
@@ -192,13 +195,13 @@ fn integer_scores_are_exact(
     }
 }
 
-/// Queries of any strides give the same scores and lists as packed ones, bit for bit.
+/// Queries and scales of any strides give the same scores and lists as packed ones, bit for bit.
 #[rstest]
 fn strides_of_q_change_nothing(#[values(3, 4, 5, 7)] case: usize, #[values((1, 1), (4, 2), (8, 1))] heads: (usize, usize)) {
     let config = choosy();
     let problem = Problem::new(120 + case as u64, BATCHES[case], heads, &config, false);
     let (Some(packed), Some(apart)) = (OnDevice::new(&problem), OnDevice::with_rows(&problem, true)) else { return };
-    assert_ne!(packed.q_rows, apart.q_rows);
+    assert!(packed.q_rows != apart.q_rows && packed.q_scale_rows != apart.q_scale_rows);
     let (want, got) = (packed.launch(&problem, &config, true), apart.launch(&problem, &config, true));
     assert_bits("scores", &got.scores, &want.scores, f32::to_bits);
     assert_eq!((got.counts, got.lists), (want.counts, want.lists));

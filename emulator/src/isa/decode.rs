@@ -108,7 +108,8 @@ fn instruction(cx: &mut Cx) -> Result<Decoded> {
         "bar" | "barrier" | "shfl" | "vote" | "redux" | "elect" | "setmaxnreg" => sync::decode(cx),
         "wgmma" | "mma" | "ldmatrix" => matrix::decode(cx),
         "fence" if cx.op.starts_with("fence.proxy.async") => alone(Op::ProxyFence),
-        "fence" | "membar" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" => alone(Op::Nothing),
+        // Caches are not modelled: a policy is a number that nobody reads.
+        "fence" | "membar" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" | "createpolicy" => alone(Op::Nothing),
         _ => cx.unknown(),
     }
 }

@@ -298,7 +298,7 @@ fn bulk(cx: &mut Cx, source: Space) -> Result<Op> {
 fn tensor(cx: &mut Cx) -> Result<Op> {
     let rank = cx.segment(4).strip_suffix('d').and_then(|n| n.parse::<usize>().ok());
     let multicast = cx.has("multicast::cluster");
-    let kind = cx.segments.iter().skip(5).copied().filter(|m| !matches!(*m, "tile" | "multicast::cluster"));
+    let kind = cx.segments.iter().skip(5).copied().filter(|m| !matches!(*m, "tile" | "multicast::cluster" | "L2::cache_hint"));
     if !kind.eq(["shared::cluster", "global", "mbarrier::complete_tx::bytes"]) {
         return cx.unknown();
     }

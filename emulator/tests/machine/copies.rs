@@ -3,15 +3,18 @@
 use super::{Run, WAIT, pattern};
 use stem_emulator::settings::{Mode, Settings};
 
-/// Thread 0 copies a box at some coordinates; then every byte of the box goes out, as it lies in shared memory.
-fn tensor_box(tensor: ([u64; 2], [u64; 2]), [x, y]: [i64; 2], input: &[u8]) -> Vec<u8> {
+/// Thread 0 copies a box at some coordinates, with a hint for the cache if `once`; then every byte of the box goes out, as it lies in
+/// shared memory.
+fn tensor_box(tensor: ([u64; 2], [u64; 2]), [x, y]: [i64; 2], input: &[u8], once: bool) -> Vec<u8> {
     let (_, [width, height]) = tensor;
     let bytes = (width * height) as usize;
     let run = Run { threads: 1, out: bytes / 4, input, tensor: Some(tensor), ..Run::default() };
+    let (hint, policy) = if once { (".L2::cache_hint", ", %rd6") } else { ("", "") };
     let body = format!(
         "add.u32 %r1, %r63, 7168; mbarrier.init.shared::cta.b64 [%r1], 1;
         mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], {bytes};
-        cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r63], [%rd3, {{{x}, {y}}}], [%r1];
+        createpolicy.fractional.L2::evict_first.b64 %rd6, 1.0;
+        cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes{hint} [%r63], [%rd3, {{{x}, {y}}}], [%r1]{policy};
         {WAIT} mov.u32 %r2, 0;
         $loop: add.u32 %r3, %r63, %r2; ld.shared.u32 %r4, [%r3]; cvt.u64.u32 %rd5, %r2; add.s64 %rd5, %rd5, %rd0;
         st.global.u32 [%rd5], %r4; add.u32 %r2, %r2, 4; setp.lt.u32 %p0, %r2, {bytes}; @%p0 bra $loop;"
@@ -24,7 +27,7 @@ fn boxes_are_swizzled_and_zeros_outside_the_tensor() {
     let (row, rows) = (160, 10);
     let input = pattern(row * rows);
     for (x, y) in [(0, 0), (32, 2), (48, 5), (-16, -3), (160, 0), (0, 10), (-128, 0)] {
-        let got = tensor_box(([row as u64, rows as u64], [128, 16]), [x, y], &input);
+        let got = tensor_box(([row as u64, rows as u64], [128, 16]), [x, y], &input, x < 0);
         for (i, byte) in got.iter().enumerate() {
             // Chunks of 16 bytes change places within the row: their number is xored with the row's.
             let (r, chunk) = (i / 128, i % 128 / 16);

@@ -1,6 +1,6 @@
 //! Arguments of `stem`.
 
-use super::bench::{L2, Stage};
+use super::bench::{L2, QScaleOrder, Stage};
 use crate::backend::BackendKind;
 use crate::config::{Preset, ProbeConfig, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -169,6 +169,9 @@ pub struct BenchArgs {
     /// Tokens in a KV page.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub page: usize,
+    /// Order of the queries' scales in device memory. (The CPU has them tokens first.)
+    #[arg(long, value_enum, default_value = "tokens-first")]
+    pub q_scale: QScaleOrder,
     /// Shares of the causal blocks that `attend` leaves out, drawn at random [default: 0.5].
     #[arg(long, value_name = "S[,S..]", value_delimiter = ',')]
     pub skip: Vec<f64>,
@@ -190,6 +193,10 @@ pub struct BenchArgs {
     /// Timed launches, in each round.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
+    /// Launches between the two events of a timing, which is divided by their number: what a launch adds to a stream that is busy, where
+    /// that of a single one has the GPU's way from one to the next in it. The L2 cache is flushed, if so, before the first.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub in_a_row: u32,
     /// Takes the lines of one length in turns, this many times, so that they share the GPU's clocks.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,

@@ -1,6 +1,6 @@
 //! `attend`: block-sparse and dense attention.
 
-use super::{Launcher, Lists, Paged, RowStrides, Scales, Span, int, product};
+use super::{Launcher, Lists, Paged, RowStrides, ScaleStrides, Scales, Span, int, product};
 use crate::driver::{Arg, ElementType, Launch, Swizzle, TensorMap, TensorMapDesc};
 use crate::error::{Error, Result};
 use float8::F8E4M3;
@@ -17,6 +17,8 @@ pub struct Attend {
     pub q_rows: RowStrides,
     /// `[total_q, hq]`, positive.
     pub q_scale: Span<f32>,
+    /// Strides of `q_scale`.
+    pub q_scale_rows: ScaleStrides,
     /// Pages of K and page table.
     pub kv: Paged,
     /// Dequantisation scales.
@@ -47,7 +49,7 @@ impl Attend {
         let geometry = at.geometry.host();
         let (hq, hkv, total_q) = (at.heads.hq, at.heads.hkv, geometry.total_q);
         self.q.require_rows("q", self.q_rows, total_q, hq)?;
-        self.q_scale.require("q_scale", &[total_q, hq])?;
+        self.q_scale.require_scales("q_scale", self.q_scale_rows, total_q, hq)?;
         self.kv.check(geometry.requests.len(), at.geometry.longest(), hkv)?;
         self.scales.strides(hkv)?;
         self.kv.token_scales(&self.scales, hkv)?;
@@ -104,6 +106,7 @@ pub fn attend(at: &Launcher<'_>, args: &Attend) -> Result<()> {
         out: args.out.address(),
         lse: args.lse.map_or(0, |s| s.address()),
         out_rows: args.out_rows(at)?,
+        q_scale_rows: args.q_scale_rows.bytes("q_scale")?,
         softmax_scale_log2: (f64::from(args.softmax_scale) * std::f64::consts::LOG2_E) as f32,
         hq: int("hq", hq)?,
         hkv: int("hkv", hkv)?,

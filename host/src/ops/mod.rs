@@ -24,7 +24,7 @@ pub(crate) use select::check_grid as check_select_grid;
 pub use select::{Lists, ScoreSpace, Select, scratch_len, select};
 pub use select_probe::{Probe, ProbeMeans, key_tiles, probe, probe_means};
 pub(crate) use select_probe::{items as probe_items, require as require_probe};
-pub use span::{Heads, PageDesc, Paged, RowStrides, Scales, Span};
+pub use span::{Heads, PageDesc, Paged, RowStrides, ScaleStrides, Scales, Span};
 pub use summarize_kv::{Blocks, SummarizeKv, summarize_kv};
 pub use tables::DeviceGeometry;
 

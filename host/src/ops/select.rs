@@ -1,7 +1,7 @@
 //! `select`: from queries and the summaries of the key blocks to block lists, in one launch.
 
 use super::select_shape::{LEAST_ROWS, Room, SCRATCH_BLOCKS, Shape, choosing};
-use super::{Launcher, RowStrides, Span, int, product, select_maps};
+use super::{Launcher, RowStrides, ScaleStrides, Span, int, product, select_maps};
 use crate::config::{Guards, StemConfig, TieRule};
 use crate::driver::{Arg, Launch};
 use crate::error::{Error, Result};
@@ -48,6 +48,8 @@ pub struct Select {
     pub q_rows: RowStrides,
     /// `[total_q, hq]`.
     pub q_scale: Span<f32>,
+    /// Strides of `q_scale`.
+    pub q_scale_rows: ScaleStrides,
     /// `[hkv, total_kb, 16, 128]`, group g at 15 - g, from [`super::summarize_kv`].
     pub k_sums: Span<bf16>,
     /// `[hkv, total_kb, 8]`, from [`super::summarize_kv`].
@@ -97,7 +99,7 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
     let (hq, hkv) = (at.heads.hq, at.heads.hkv);
     let (total_qb, total_kb) = (geometry.total_qb(), geometry.total_kb());
     let q_rows = args.q.require_rows("q", args.q_rows, geometry.total_q, hq)?;
-    args.q_scale.require("q_scale", &[geometry.total_q, hq])?;
+    let q_scale_rows = args.q_scale.require_scales("q_scale", args.q_scale_rows, geometry.total_q, hq)?;
     args.k_sums.require_vectors("k_sums", &[hkv, total_kb, SUM_LEN])?;
     args.run_norms.require_vectors("run_norms", &[hkv, total_kb, RUNS])?;
     args.lists.check(at)?;
@@ -116,6 +118,7 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
         q: args.q.address(),
         q_scale: args.q_scale.address(),
         q_rows,
+        q_scale_rows,
         requests: at.geometry.requests().address(),
         query_blocks: at.geometry.query_blocks().address(),
         run_norms: args.run_norms.address(),

@@ -1,6 +1,6 @@
 //! The probe selector: key means, then scores and lists in one launch.
 
-use super::{Blocks, Launcher, Lists, Paged, RowStrides, Scales, Span, int, product};
+use super::{Blocks, Launcher, Lists, Paged, RowStrides, ScaleStrides, Scales, Span, int, product};
 use crate::config::{Guards, ProbeConfig, StemConfig, TieRule};
 use crate::driver::{Arg, Launch};
 use crate::error::{Error, Result};
@@ -98,6 +98,8 @@ pub struct Probe {
     pub q_rows: RowStrides,
     /// `[total_q, hq]`.
     pub q_scale: Span<f32>,
+    /// Strides of `q_scale`.
+    pub q_scale_rows: ScaleStrides,
     /// Dequantisation scales; that of V is not read.
     pub scales: Scales,
     /// From [`probe_means`].
@@ -125,7 +127,7 @@ pub fn probe(at: &Launcher<'_>, args: &Probe, probe: &ProbeConfig, config: &Stem
     args.lists.require_room(geometry)?;
     args.lists.check(at)?;
     let q_rows = args.q.require_rows("q", args.q_rows, geometry.total_q, hq)?;
-    args.q_scale.require("q_scale", &[geometry.total_q, hq])?;
+    let q_scale_rows = args.q_scale.require_scales("q_scale", args.q_scale_rows, geometry.total_q, hq)?;
     let [k_scale_stride, _] = args.scales.strides(hkv)?;
     let extents = key_tiles(geometry, hkv);
     args.k_tiles.require_vectors("k_tiles", &extents)?;
@@ -140,6 +142,7 @@ pub fn probe(at: &Launcher<'_>, args: &Probe, probe: &ProbeConfig, config: &Stem
         q: args.q.address(),
         q_scale: args.q_scale.address(),
         q_rows,
+        q_scale_rows,
         k_scale: args.scales.k.address(),
         requests: at.geometry.requests().address(),
         query_blocks: at.geometry.query_blocks().address(),

@@ -86,13 +86,7 @@ impl<T> Span<T> {
     /// strides in bytes.
     pub(super) fn require_rows(&self, name: &'static str, strides: RowStrides, tokens: usize, heads: usize) -> Result<abi::RowStrides> {
         let bytes = strides.bytes::<T>(name)?;
-        let last = |stride: usize, n: usize| stride.checked_mul(n.saturating_sub(1));
-        let end = last(strides.token, tokens).zip(last(strides.head, heads)).and_then(|(t, h)| t.checked_add(h)?.checked_add(HEAD_DIM));
-        let end = if tokens == 0 || heads == 0 { Some(0) } else { end };
-        match end {
-            Some(end) => self.require_vectors(name, &[end])?,
-            None => return Err(Error::shape(name, "a size that fits the address space", format!("{strides:?}"))),
-        }
+        self.require_vectors(name, &[reach(name, [(strides.token, tokens), (strides.head, heads)], HEAD_DIM)?])?;
         Ok(bytes)
     }
 
@@ -104,6 +98,16 @@ impl<T> Span<T> {
         }
         Ok(())
     }
+}
+
+/// Elements up to the end of the last row of a tensor of rows of `row` elements, which has two more extents with a stride each.
+fn reach(name: &'static str, extents: [(usize, usize); 2], row: usize) -> Result<usize> {
+    if extents.iter().any(|&(_, n)| n == 0) {
+        return Ok(0);
+    }
+    let last = extents.iter().try_fold(0usize, |sum, &(stride, n)| sum.checked_add(stride.checked_mul(n - 1)?));
+    let too_large = || Error::shape(name, "a size that fits the address space", format!("(stride, extent) {extents:?}"));
+    last.and_then(|last| last.checked_add(row)).ok_or_else(too_large)
 }
 
 /// Elements from one token, and from one head, of a `[tokens, heads, 128]` tensor to the next; the 128 are contiguous. Both are
@@ -146,6 +150,47 @@ impl RowStrides {
             free = stride.saturating_mul(n - 1).saturating_add(free);
         }
         Ok(())
+    }
+}
+
+/// Elements from one token, and from one head, of the `[tokens, heads]` scales of the queries to the next. `[heads, tokens]` takes the
+/// fewest bytes from device memory: what selection reads of a head's scales then lies side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaleStrides {
+    /// From one token to the next; below 2^29.
+    pub token: usize,
+    /// From one head to the next; below 2^38.
+    pub head: usize,
+}
+
+impl ScaleStrides {
+    /// `[tokens, heads]`.
+    pub fn packed(heads: usize) -> Self {
+        Self { token: heads, head: 1 }
+    }
+
+    /// `[heads, tokens]`, or with `tokens` from one head to the next where there is room for more than there are.
+    pub fn heads_first(tokens: usize) -> Self {
+        Self { token: 1, head: tokens }
+    }
+
+    /// Strides in bytes.
+    pub(crate) fn bytes(&self, name: &'static str) -> Result<abi::RowStrides> {
+        let bytes = |n: usize, limit: u64| {
+            let bytes = u64::try_from(n).ok()?.checked_mul(size_of::<f32>() as u64)?;
+            (bytes < limit).then_some(bytes as i64)
+        };
+        let both = bytes(self.token, 1 << 31).zip(bytes(self.head, MAX_STRIDE)).map(|(token, head)| abi::RowStrides { token, head });
+        both.ok_or_else(|| Error::value(name, "strides below 2^29 elements a token and 2^38 a head", format!("{self:?}")))
+    }
+}
+
+impl Span<f32> {
+    /// Checks that `[tokens, heads]` elements with these strides are there; gives the strides in bytes.
+    pub(super) fn require_scales(&self, name: &'static str, strides: ScaleStrides, tokens: usize, heads: usize) -> Result<abi::RowStrides> {
+        let bytes = strides.bytes(name)?;
+        self.require(name, &[reach(name, [(strides.token, tokens), (strides.head, heads)], 1)?])?;
+        Ok(bytes)
     }
 }
 
@@ -406,6 +451,27 @@ mod tests {
         let apart = |token, head, tokens, heads| RowStrides { token, head }.apart("out", tokens, heads).is_ok();
         assert!(apart(384, 128, 10, 3) && apart(128, 1280, 10, 3) && apart(0, 128, 1, 3) && apart(128, 0, 10, 1));
         assert!(!apart(368, 128, 10, 3) && !apart(128, 1272, 10, 3) && !apart(112, 128, 10, 1) && !apart(128, 128, 2, 2));
+    }
+
+    #[test]
+    fn scales_with_strides_lie_inside() {
+        let found = |address, len, strides| span::<f32>(address, len).require_scales("q_scale", strides, 10, 3);
+        assert_eq!(found(4, 30, ScaleStrides::packed(3)).ok(), Some(abi::RowStrides { token: 12, head: 4 }));
+        assert_eq!(found(4, 30, ScaleStrides::heads_first(10)).ok(), Some(abi::RowStrides { token: 4, head: 40 }));
+        assert!(matches!(found(4, 29, ScaleStrides::packed(3)), Err(Error::Shape { tensor: "q_scale", .. })));
+        let padded = ScaleStrides::heads_first(16);
+        assert!(found(4, 2 * 16 + 10, padded).is_ok(), "room behind the last token");
+        assert!(matches!(found(4, 2 * 16 + 9, padded), Err(Error::Shape { tensor: "q_scale", .. })));
+        assert!(matches!(found(2, 64, padded), Err(Error::Value { name: "q_scale", .. })));
+        assert!(found(4, 10, ScaleStrides { token: 1, head: 0 }).is_ok(), "one scale for all heads");
+        assert!(span::<f32>(4, 0).require_scales("q_scale", padded, 0, 3).is_ok(), "no scales");
+        for bad in [
+            ScaleStrides { token: 1 << 29, head: 1 },
+            ScaleStrides { token: 1, head: 1 << 38 },
+            ScaleStrides { token: usize::MAX, head: 1 },
+        ] {
+            assert!(matches!(found(4, usize::MAX, bad), Err(Error::Value { name: "q_scale", .. })), "{bad:?}");
+        }
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Plan {
     /// The same plan for tensors that are not packed.
     ///
     /// # Errors
-    /// [`Error::Value`] naming the tensor for strides that are no multiples of 16 bytes, or that let rows of `out` overlap.
+    /// [`Error::Value`] naming the tensor for strides that are too large or no multiples of 16 bytes, or that let rows of `out` overlap.
     pub fn with_rows(self, rows: TensorRows) -> Result<Self> {
         rows.check(self.geometry().total_q, self.heads)?;
         Ok(Self { rows, ..self })

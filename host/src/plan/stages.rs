@@ -6,7 +6,7 @@ use super::{Plan, PlanSelection, PrefillOutputs, PrefillTensors, RawOutputs, Raw
 use crate::config::{ProbeConfig, Selector, StemConfig};
 use crate::driver::{CudaStream, buffer};
 use crate::error::{Error, Result};
-use crate::ops::{self, Attend, Launcher, Lists, RowStrides, ScoreSpace, Span};
+use crate::ops::{self, Attend, Launcher, Lists, RowStrides, ScaleStrides, ScoreSpace, Span};
 use std::sync::Arc;
 
 impl Plan {
@@ -120,6 +120,10 @@ impl Plan {
         self.rows.q.unwrap_or(RowStrides::packed(self.heads.hq))
     }
 
+    fn q_scale_rows(&self) -> ScaleStrides {
+        self.rows.q_scale.unwrap_or(ScaleStrides::packed(self.heads.hq))
+    }
+
     /// The configuration and the regions of a plan that selects.
     fn selecting(&self) -> Option<(&StemConfig, &SelectRegions)> {
         match (&self.selection, &self.layout.select) {
@@ -179,6 +183,7 @@ impl Plan {
                 q: tensors.q,
                 q_rows: self.q_rows(),
                 q_scale: tensors.q_scale,
+                q_scale_rows: self.q_scale_rows(),
                 scales: tensors.scales,
                 k_tiles: placed.at(regions.k_tiles),
                 lists: placed.lists([regions.lists, regions.counts], regions.list_stride),
@@ -193,6 +198,7 @@ impl Plan {
             q: tensors.q,
             q_rows: self.q_rows(),
             q_scale: tensors.q_scale,
+            q_scale_rows: self.q_scale_rows(),
             k_sums: placed.at(select.k_sums),
             run_norms: placed.at(select.run_norms),
             lists: placed.lists([select.lists, select.counts], select.list_stride),
@@ -218,6 +224,7 @@ impl Plan {
             q: tensors.q,
             q_rows: self.q_rows(),
             q_scale: tensors.q_scale,
+            q_scale_rows: self.q_scale_rows(),
             kv: tensors.paged(self.pages),
             scales: tensors.scales,
             v_tiles: placed.at(self.layout.v_tiles),

@@ -2,17 +2,19 @@
 
 use crate::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use crate::error::{Error, Result};
-use crate::ops::{Heads, PageDesc, Paged, RowStrides, Scales, Span};
+use crate::ops::{Heads, PageDesc, Paged, RowStrides, ScaleStrides, Scales, Span};
 use cudarc::driver::{DeviceSlice, SyncOnDrop};
 use float8::F8E4M3;
 use half::bf16;
 
-/// Strides of the `[tokens, heads, 128]` tensors of a plan: views of larger ones, heads before tokens, padded rows. `None` is
-/// packed. Strides are multiples of 16 bytes; rows of `out` do not overlap.
+/// Strides of a plan's tensors: views of larger ones, heads before tokens, padded rows. `None` is packed. Strides of rows of 128 are
+/// multiples of 16 bytes; rows of `out` do not overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TensorRows {
     /// e4m3 queries.
     pub q: Option<RowStrides>,
+    /// Scales of the queries. [`ScaleStrides::heads_first`] makes selection faster.
+    pub q_scale: Option<ScaleStrides>,
     /// bf16 output.
     pub out: Option<RowStrides>,
     /// bf16 keys of [`super::Plan::append_kv`].
@@ -25,6 +27,7 @@ impl TensorRows {
     /// Checks what needs no buffer.
     pub(super) fn check(&self, tokens: usize, heads: Heads) -> Result<()> {
         self.q.map_or(Ok(()), |rows| rows.bytes::<F8E4M3>("q").map(|_| ()))?;
+        self.q_scale.map_or(Ok(()), |rows| rows.bytes("q_scale").map(|_| ()))?;
         for (name, rows) in [("out", self.out), ("k", self.k), ("v", self.v)] {
             rows.map_or(Ok(()), |rows| rows.bytes::<bf16>(name).map(|_| ()))?;
         }
@@ -37,7 +40,7 @@ impl TensorRows {
 pub struct PrefillTensors<'a> {
     /// `[total_q, hq, 128]`.
     pub q: CudaView<'a, F8E4M3>,
-    /// `[total_q, hq]`, positive and finite.
+    /// `[total_q, hq]` (or as [`TensorRows::q_scale`] says), positive and finite.
     pub q_scale: CudaView<'a, f32>,
     /// Pages of K.
     pub k_pages: CudaView<'a, F8E4M3>,
@@ -79,7 +82,7 @@ pub struct PrefillOutputs<'a> {
 pub struct RawTensors {
     /// `[total_q, hq, 128]`.
     pub q: Span<F8E4M3>,
-    /// `[total_q, hq]`.
+    /// `[total_q, hq]`, or as [`TensorRows::q_scale`] says.
     pub q_scale: Span<f32>,
     /// Pages of K.
     pub k_pages: Span<F8E4M3>,

@@ -174,7 +174,7 @@ pub unsafe extern "gpu-kernel" fn probe_tma_pages_elected(p: ProbeParams, _map: 
             let mut i = 0;
             while i < boxes {
                 let page = global::ld_nc_u32(super::probe::word(p.a, i)) as i32;
-                tma::load_4d(region(0).offset(i * rows * 128), map, barrier_at(0), [0, p.z, p.y, page]);
+                tma::load_4d_once(region(0).offset(i * rows * 128), map, barrier_at(0), [0, p.z, p.y, page]);
                 i += 1;
             }
         }

@@ -21,7 +21,7 @@ pub unsafe extern "gpu-kernel" fn probe_octet(p: ProbeParams) {
     let stage = region(0).offset(thread / 32 * BYTES);
     let mut octet = thread / 32;
     while octet < p.count as u32 {
-        // SAFETY: a warp writes and reads a stage of its own; whole warps, converged; indices are below `count`.
+        // SAFETY: a warp writes and reads a stage and weights of its own; whole warps, converged; indices are below `count`.
         unsafe {
             warp::sync();
             let mut done = lane * 16;
@@ -49,3 +49,4 @@ pub unsafe extern "gpu-kernel" fn probe_octet(p: ProbeParams) {
 }
 
 const _: () = assert!(THREADS / 32 * BYTES <= 2 * REGION_BYTES && REGION_BYTES.is_multiple_of(1024));
+const _: () = assert!(THREADS / 32 * WEIGHTS_BYTES <= REGION_BYTES && WEIGHTS_BYTES.is_multiple_of(16));

@@ -5,6 +5,7 @@
 //! with one rounding. f16 has three bits more than bf16, to which the sum is rounded last: the roundings before that add 4 % to the noise
 //! that this one makes, and cost half as many instructions as sums in f32 ([`crate::layout::octet`] says who adds what).
 
+use crate::config::select::WEIGHTS_BYTES;
 use crate::layout::octet::{BLOCKS, PARTS, block, code_of_token, code_offset};
 use crate::ptx::{SmemAddr, cvt, half, math, smem, special, warp};
 use crate::unroll;
@@ -19,7 +20,7 @@ impl Weights {
     /// At `at`, from the scales of tokens t and t + 4 of block b in lane 4 b + t. A token that does not exist has scale 0.
     ///
     /// # Safety
-    /// Called by a whole warp, converged, with its `lane`, that has read what lay at `at`: [`crate::config::select::WEIGHTS_BYTES`] of its own,
+    /// Called by a whole warp, converged, with its `lane`, that has read what lay at `at`: [`WEIGHTS_BYTES`] of its own,
     /// aligned to 16.
     #[inline(always)]
     pub unsafe fn new(at: SmemAddr, lane: u32, scales: [f32; 2]) -> Self {
@@ -38,7 +39,7 @@ impl Weights {
         // SAFETY: forwarded; the lanes of a block have the same power, one of them stores it.
         unsafe {
             smem::st_u32(at.offset(lane * 4), cvt::f16x2(scales[0] * factor, scales[1] * factor));
-            smem::st_u32_if(at.offset(BLOCKS * 16 + lane), (exponent - 3) * 0x0080_0080, lane.is_multiple_of(4) as u32);
+            smem::st_u32_if(at.offset(POWERS + lane), (exponent - 3) * 0x0080_0080, lane.is_multiple_of(4) as u32);
             warp::sync();
         }
         Self(at)
@@ -52,7 +53,7 @@ impl Weights {
     unsafe fn of_part(self, lane: u32, part: u32) -> ([u32; 4], u32) {
         let block = block(lane, part);
         // SAFETY: forwarded.
-        unsafe { (smem::ld_v4(self.0.offset(block * 16)), smem::ld_u32(self.0.offset(BLOCKS * 16 + block * 4))) }
+        unsafe { (smem::ld_v4(self.0.offset(block * SCALES_BYTES)), smem::ld_u32(self.0.offset(POWERS + block * 4))) }
     }
 }
 
@@ -101,3 +102,10 @@ fn finish(sums: &[u32; 8], undo: u32) -> [[u32; 4]; 2] {
     });
     values
 }
+
+/// Bytes of a block's scales among the weights.
+const SCALES_BYTES: u32 = 16;
+/// Where the powers lie, behind the scales of all blocks.
+const POWERS: u32 = BLOCKS * SCALES_BYTES;
+
+const _: () = assert!(POWERS + BLOCKS * 4 == WEIGHTS_BYTES, "a word a block behind the scales");

@@ -37,7 +37,7 @@ pub unsafe fn pool(p: &SelectProbeParams, strip: &Strip, shared: SmemAddr, warp:
                     // SAFETY: loaded only where it is one of the request's new tokens.
                     unsafe {
                         codes[R] = global::ld_nc_v4_if(codes_at.wrapping_add((R as i64 * p.q_rows.token) as u64), wanted);
-                        scales[R] = global::ld_u32_if(scale_at.wrapping_add(R as u64 * 4 * p.hq as u64), wanted);
+                        scales[R] = global::ld_u32_if(scale_at.wrapping_add((R as i64 * p.q_scale_rows.token) as u64), wanted);
                     }
                 });
             }

@@ -71,8 +71,8 @@ impl Strip {
     pub fn query(&self, p: &SelectProbeParams, token: i32) -> (u64, u64) {
         let row = (self.request.q_start + token) as i64;
         let codes = row * p.q_rows.token + self.head as i64 * p.q_rows.head;
-        let scale = row * p.hq as i64 + self.head as i64;
-        (p.q.wrapping_add(codes as u64), p.q_scale.wrapping_add((scale * 4) as u64))
+        let scale = row * p.q_scale_rows.token + self.head as i64 * p.q_scale_rows.head;
+        (p.q.wrapping_add(codes as u64), p.q_scale.wrapping_add(scale as u64))
     }
 }
 

@@ -119,8 +119,8 @@ impl Scales {
     #[inline(always)]
     pub fn of(queries: &Queries) -> Self {
         let &Queries { p, head, start, len, first } = queries;
-        let index = (start as i64 + first as i64) * p.hq as i64 + head as i64;
-        Self { at: p.q_scale.wrapping_add((index * 4) as u64), first: first as u32, len: len as u32 }
+        let offset = (start as i64 + first as i64) * p.q_scale_rows.token + head as i64 * p.q_scale_rows.head;
+        Self { at: p.q_scale.wrapping_add(offset as u64), first: first as u32, len: len as u32 }
     }
 
     /// The scales of the lane's two tokens of a unit, numbers `lane % 4` and the fourth after it of query block `lane / 4`; 0 of a
@@ -130,7 +130,9 @@ impl Scales {
     /// The host has checked `q_scale`.
     #[inline(always)]
     pub unsafe fn load(&self, p: &SelectParams, octet: u32, group: u32, lane: u32, on: bool) -> [f32; 2] {
-        let (offset, pitch) = (unit_offset(octet, group) + (lane / 4 * 8 + lane % 4) * GROUPS as u32, math::here(p.hq) as u32 * 4);
+        let offset = unit_offset(octet, group) + (lane / 4 * 8 + lane % 4) * GROUPS as u32;
+        // Below 2^31, which the product of two words needs.
+        let pitch = math::here(p.q_scale_rows.token as i32) as u32;
         let mut scales = [0.0; 2];
         unroll!(I < 2 {
             let offset = offset + (4 * I * GROUPS) as u32;

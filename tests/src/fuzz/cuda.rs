@@ -8,7 +8,7 @@ use half::bf16;
 use std::sync::Arc;
 use stem_attn::cuda::CudaBackend;
 use stem_attn::driver::{CudaSlice, CudaStream, buffer};
-use stem_attn::ops::RowStrides;
+use stem_attn::ops::{RowStrides, ScaleStrides};
 use stem_attn::plan::{
     CsrTensors, IndptrView, ListOutputs, ListTensors, Plan, PlanDesc, PlanSelection, PrefillOutputs, PrefillTensors, TensorRows, Workspace,
 };
@@ -51,7 +51,12 @@ impl Case {
             causal: self.causal,
             softmax_scale: self.softmax_scale,
         };
-        Plan::new(gpu.kernels(), stream, &desc)?.with_rows(TensorRows { q: self.rows[0], out: self.rows[1], ..TensorRows::default() })
+        Plan::new(gpu.kernels(), stream, &desc)?.with_rows(TensorRows {
+            q: self.rows[0],
+            q_scale: self.scale_rows,
+            out: self.rows[1],
+            ..TensorRows::default()
+        })
     }
 
     /// The library's errors outside, what is wrong with its results inside.
@@ -65,7 +70,13 @@ impl Case {
             wide[at(q_rows, i / hq, i % hq)..][..128].copy_from_slice(row);
         }
         let q = buffer::upload(stream, &wide)?;
-        let q_scale = buffer::upload(stream, &self.q_scale)?;
+        let scale_rows = self.scale_rows.unwrap_or(ScaleStrides::packed(hq));
+        let scale_at = |i: usize| i / hq * scale_rows.token + i % hq * scale_rows.head;
+        let mut scales = vec![f32::from_bits(u32::MAX); self.q_scale.len().checked_sub(1).map_or(0, |last| scale_at(last) + 1)];
+        for (i, &scale) in self.q_scale.iter().enumerate() {
+            scales[scale_at(i)] = scale;
+        }
+        let q_scale = buffer::upload(stream, &scales)?;
         let (k_pages, v_pages) = (buffer::upload(stream, &self.cache.k)?, buffer::upload(stream, &self.cache.v)?);
         let page_table = buffer::upload(stream, &self.cache.table)?;
         let (k_scale, v_scale) = (buffer::upload(stream, &self.k_scale)?, buffer::upload(stream, &self.v_scale)?);

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::ops::Range;
 use stem_attn::mask::Csr;
-use stem_attn::ops::RowStrides;
+use stem_attn::ops::{RowStrides, ScaleStrides};
 use stem_attn::reference::{self, AttendInputs};
 use stem_attn::{BlockLists, Geometry};
 
@@ -71,6 +71,8 @@ pub struct Case {
     pub cache: Cache,
     /// Strides of q and out.
     pub rows: [Option<RowStrides>; 2],
+    /// Strides of q's scales.
+    pub scale_rows: Option<ScaleStrides>,
     /// The batch's blocks.
     pub geometry: Geometry,
     /// Blocks of every row.
@@ -114,6 +116,16 @@ fn row_strides(rng: &mut StdRng, tokens: usize, heads: usize, vector: usize) -> 
         0 => None,
         1 => Some(RowStrides { token: heads * inner + outer, head: inner }),
         _ => Some(RowStrides { token: inner, head: tokens.max(1) * inner + outer }),
+    }
+}
+
+/// The same of `[tokens, heads]` scales.
+fn scale_strides(rng: &mut StdRng, tokens: usize, heads: usize) -> Option<ScaleStrides> {
+    let (inner, outer) = (rng.random_range(1..3), rng.random_range(0..3));
+    match rng.random_range(0..3) {
+        0 => None,
+        1 => Some(ScaleStrides { token: heads * inner + outer, head: inner }),
+        _ => Some(ScaleStrides { token: inner, head: tokens.max(1) * inner + outer }),
     }
 }
 
@@ -164,6 +176,7 @@ impl Case {
             v_scale: head_scales(rng, hkv, 0.03),
             softmax_scale: (if rng.random() { 1.0 } else { 1.3 }) / 128f32.sqrt(),
             rows: [row_strides(rng, total_q, hq, 16), row_strides(rng, total_q, hq, 8)],
+            scale_rows: scale_strides(rng, total_q, hq),
             own: if scales == OwnScales::None { vec![1.0; own.len()] } else { own },
             lens,
             cache,
@@ -214,10 +227,10 @@ impl Case {
 
     /// The problem in a line.
     pub fn describe(&self) -> String {
-        let Self { seed, hq, hkv, lens, causal, form, lse, rows, .. } = self;
+        let Self { seed, hq, hkv, lens, causal, form, lse, rows, scale_rows, .. } = self;
         let desc = self.cache.desc;
         format!(
-            "seed {seed}: {hq}/{hkv} heads, lengths {lens:?}, causal {causal}, {form:?}, lse {lse}, q and out {rows:?}, k_scale [{}], v_scale [{}], {desc:?}",
+            "seed {seed}: {hq}/{hkv} heads, lengths {lens:?}, causal {causal}, {form:?}, lse {lse}, q and out {rows:?}, q_scale {scale_rows:?}, k_scale [{}], v_scale [{}], {desc:?}",
             self.k_scale.len(),
             self.v_scale.len()
         )

@@ -13,7 +13,7 @@ use half::bf16;
 use stem_attn::cuda::{CudaBackend, DeviceInputs};
 use stem_attn::driver::buffer;
 use stem_attn::kv::PageLayout;
-use stem_attn::plan::{Plan, PlanDesc, PlanSelection, PrefillOutputs, Workspace, default_softmax_scale};
+use stem_attn::plan::{Plan, PlanDesc, PlanSelection, PrefillOutputs, PrefillTensors, Workspace, default_softmax_scale};
 use stem_attn::reference::error::relative;
 use stem_attn::reference::{self, AttendInputs, AttendOutput};
 use stem_attn::{BlockLists, Geometry, Preset, Schedule, Selection, StemConfig};
@@ -86,6 +86,11 @@ impl<'a> Case<'a> {
 
     /// One run into poisoned buffers, on tensors already uploaded.
     fn launch(&self, backend: &CudaBackend, plan: &Plan, inputs: &DeviceInputs) -> Done {
+        self.launch_on(backend, plan, &inputs.tensors())
+    }
+
+    /// As [`Self::launch`], on any tensors of the plan.
+    fn launch_on(&self, backend: &CudaBackend, plan: &Plan, tensors: &PrefillTensors<'_>) -> Done {
         let stream = backend.stream();
         let mut workspace = Workspace::new(stream, plan.workspace_bytes()).expect("workspace");
         buffer::fill_bytes(stream, workspace.buffer_mut(), POISON).expect("poison");
@@ -95,7 +100,7 @@ impl<'a> Case<'a> {
         buffer::fill_bytes(stream, &mut out, POISON).expect("poison");
         buffer::fill_bytes(stream, &mut lse, POISON).expect("poison");
         let mut outputs = PrefillOutputs { out: out.as_view_mut(), lse: Some(lse.as_view_mut()) };
-        plan.run(stream, &inputs.tensors(), &mut workspace, &mut outputs).expect("run");
+        plan.run(stream, tensors, &mut workspace, &mut outputs).expect("run");
         let lists = match self.selection {
             Selection::Dense => BlockLists::dense(self.batch.hq, plan.geometry()).expect("lists"),
             Selection::Lists(lists) => lists.clone(),
@@ -106,7 +111,7 @@ impl<'a> Case<'a> {
             out: buffer::download(stream, &out, rows * 128).expect("out"),
             lse: buffer::download(stream, &lse, rows).expect("lse"),
             lists,
-            scores: plan.scores(stream, &inputs.tensors(), &mut workspace).expect("scores").unwrap_or_default(),
+            scores: plan.scores(stream, tensors, &mut workspace).expect("scores").unwrap_or_default(),
             score_stride: plan.score_stride(),
         }
     }

@@ -5,10 +5,15 @@ use half::bf16;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rstest::rstest;
+use stem_attn::driver::buffer;
+use stem_attn::error::Error;
 use stem_attn::kv::PageLayout;
+use stem_attn::ops::ScaleStrides;
+use stem_attn::plan::{PrefillTensors, TensorRows};
 use stem_attn::{BlockLists, Guards, OamConfig, Preset, Selection, StemConfig, TieRule};
 use stem_attn_tests::batch::Batch;
 use stem_attn_tests::gpu::backend;
+use stem_attn_tests::stages::{assert_bits, scales_laid_out};
 
 /// Requests of (new tokens, visible tokens): an empty one, one that only waits, single tokens, history that is not a
 /// multiple of 128, ends on and beside a block's edge.
@@ -149,4 +154,30 @@ fn a_request_does_not_notice_its_neighbours() {
     let out = [&batch, &other].map(|batch| Case::new(batch, Selection::Dense).run(gpu).out);
     let bits = |out: &[bf16]| -> Vec<u16> { out[77 * 256..207 * 256].iter().map(|x| x.to_bits()).collect() };
     assert!(bits(&out[0]) == bits(&out[1]), "a request's rows changed with its neighbours'");
+}
+
+/// Scales `[hq, total_q]`, with room behind each head's, give what `[total_q, hq]` gives, bit for bit.
+#[test]
+fn the_order_of_scales_changes_nothing() {
+    let Some(gpu) = backend() else { return };
+    let mut batch = Batch::random(13, 4, 2, &RAGGED);
+    for (i, scale) in batch.q_scale.iter_mut().enumerate() {
+        *scale *= 1.0 + i as f32 % 7.0;
+    }
+    let (wide, strides) = scales_laid_out(&batch.q_scale, batch.hq, true);
+    let wide = buffer::upload(gpu.stream(), &wide).expect("upload");
+    let config = choosy(0.7);
+    for selection in [Selection::Dense, Selection::Stem(&config)] {
+        let case = Case::new(&batch, selection);
+        let inputs = case.upload(gpu);
+        let want = case.launch(gpu, &case.plan(gpu, &inputs), &inputs);
+        let rows = TensorRows { q_scale: Some(strides), ..TensorRows::default() };
+        let plan = case.plan(gpu, &inputs).with_rows(rows).expect("strides");
+        let got = case.launch_on(gpu, &plan, &PrefillTensors { q_scale: wide.as_view(), ..inputs.tensors() });
+        assert_bits("out", &got.out, &want.out, |x| x.to_bits());
+        assert_bits("lse", &got.lse, &want.lse, f32::to_bits);
+        assert_eq!((got.lists, got.scores.len()), (want.lists, want.scores.len()));
+        let large = TensorRows { q_scale: Some(ScaleStrides { token: 1 << 29, head: 1 }), ..TensorRows::default() };
+        assert!(matches!(plan.with_rows(large), Err(Error::Value { name: "q_scale", .. })));
+    }
 }

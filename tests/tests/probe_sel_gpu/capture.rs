@@ -43,6 +43,7 @@ fn the_capture_keeps_its_sources_and_mass(#[values(8, 4)] query_pool: u32) {
         q: &capture.q,
         q_rows: ops::RowStrides::packed(HEADS),
         q_scale: &capture.q_scale,
+        q_scale_rows: ops::ScaleStrides::packed(HEADS),
         kv,
         scales,
     };

@@ -14,7 +14,7 @@ use rstest::rstest;
 use stem_attn::config::{Guards, ProbeConfig, Schedule, Selector};
 use stem_attn::driver::CudaSlice;
 use stem_attn::geometry::Geometry;
-use stem_attn::ops::{self, Blocks, Heads, Lists, Paged, Probe, ProbeMeans, RowStrides, Scales};
+use stem_attn::ops::{self, Blocks, Heads, Lists, Paged, Probe, ProbeMeans, RowStrides, ScaleStrides, Scales};
 use stem_attn::reference::{self, KeyMeans, default_softmax_scale};
 use stem_attn::{BlockLists, Preset, StemConfig, TieRule, fp8};
 use stem_attn_kernels::config::probe_sel::{KEY_TILE_BYTES, SUB_BLOCKS, TILE_BLOCKS};
@@ -83,6 +83,7 @@ struct Case<'a> {
     q: &'a [F8E4M3],
     q_rows: RowStrides,
     q_scale: &'a [f32],
+    q_scale_rows: ScaleStrides,
     kv: Paged,
     scales: Scales,
 }
@@ -96,6 +97,7 @@ impl<'a> Case<'a> {
             q: &batch.q,
             q_rows: RowStrides::packed(batch.heads.hq),
             q_scale: &batch.q_scale,
+            q_scale_rows: ScaleStrides::packed(batch.heads.hq),
             kv: device.paged(bench, batch),
             scales: device.scales(bench, batch),
         }
@@ -125,6 +127,7 @@ impl<'a> Case<'a> {
             q: bench.span(&q, self.q.len()),
             q_rows: self.q_rows,
             q_scale: bench.span(&q_scale, self.q_scale.len()),
+            q_scale_rows: self.q_scale_rows,
             scales: self.scales,
             k_tiles: bench.span(&k_tiles, tile_bytes),
             lists: Lists {

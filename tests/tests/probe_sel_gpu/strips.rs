@@ -12,11 +12,11 @@ use stem_attn::config::Selector;
 use stem_attn::error::Error;
 use stem_attn::fp8;
 use stem_attn::kv::{PageLayout, PagedTensors};
-use stem_attn::ops::{self, Heads, RowStrides};
+use stem_attn::ops::{self, Heads, RowStrides, ScaleStrides};
 use stem_attn::reference;
 use stem_attn_kernels::config::probe_sel::{MAX_BLOCKS, SHORT_BLOCKS};
 use stem_attn_tests::gpu::gpu;
-use stem_attn_tests::stages::{Batch, Bench, DevicePages, assert_bits, cut, normal};
+use stem_attn_tests::stages::{Batch, Bench, DevicePages, assert_bits, cut, normal, scales_laid_out};
 
 /// What one request brings.
 #[derive(Clone)]
@@ -61,8 +61,9 @@ fn run(batch: &Batch, config: &StemConfig, heads: Heads, one_head: bool) -> Opti
     let bench = Bench::new(gpu()?, &batch.geometry, heads);
     let device = DevicePages::new(&bench, batch, &batch.paged, &batch.paged.table);
     let q_rows = if one_head { RowStrides { token: 128, head: 0 } } else { RowStrides::packed(heads.hq) };
-    let q_scale: Vec<f32> = batch.q_scale.iter().flat_map(|&s| std::iter::repeat_n(s, if one_head { heads.hq } else { 1 })).collect();
-    let case = Case { heads, q_rows, q_scale: &q_scale, ..Case::new(&bench, batch, &device) };
+    let (q_scale, strides) = scales_laid_out(&batch.q_scale, if one_head { 1 } else { heads.hq }, true);
+    let q_scale_rows = if one_head { ScaleStrides { head: 0, ..strides } } else { strides };
+    let case = Case { heads, q_rows, q_scale: &q_scale, q_scale_rows, ..Case::new(&bench, batch, &device) };
     Some(case.run(config, true))
 }
 

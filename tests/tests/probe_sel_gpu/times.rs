@@ -51,6 +51,7 @@ fn times() {
                 q: bench.span(&q, n * 32 * 128),
                 q_rows: ops::RowStrides::packed(32),
                 q_scale: bench.span(&q_scale, n * 32),
+                q_scale_rows: ops::ScaleStrides::packed(32),
                 scales,
                 k_tiles: means.k_tiles,
                 lists: Lists {

@@ -1,14 +1,14 @@
 //! The stages on a GPU, through a [`Plan`].
 
-use super::engine::{Engine, Job, L2, Output, Stage};
+use super::engine::{Engine, Job, L2, Output, QScaleOrder, Stage};
 use crate::cuda::CudaBackend;
 use crate::driver::{CudaSlice, EventTimer, buffer, driver_error};
 use crate::error::{Error, Result};
 use crate::kv::PageLayout;
 use crate::mask::BlockLists;
-use crate::ops::PageDesc;
+use crate::ops::{PageDesc, ScaleStrides};
 use crate::plan::{
-    AppendTensors, ListTensors, Plan, PlanDesc, PlanSelection, PrefillOutputs, PrefillTensors, Workspace, default_softmax_scale,
+    AppendTensors, ListTensors, Plan, PlanDesc, PlanSelection, PrefillOutputs, PrefillTensors, TensorRows, Workspace, default_softmax_scale,
 };
 use float8::F8E4M3;
 use half::bf16;
@@ -77,7 +77,10 @@ impl<'a> CudaEngine<'a> {
         };
         let tensors = Tensors {
             q: buffer::upload(stream, inputs.q)?,
-            q_scale: buffer::upload(stream, inputs.q_scale)?,
+            q_scale: match job.q_scale {
+                QScaleOrder::TokensFirst => buffer::upload(stream, inputs.q_scale)?,
+                QScaleOrder::HeadsFirst => buffer::upload(stream, &heads_first(inputs.q_scale, inputs.hq))?,
+            },
             k_pages: buffer::upload(stream, &paged.k_pages)?,
             v_pages: buffer::upload(stream, &paged.v_pages)?,
             page_table: buffer::upload(stream, &paged.table)?,
@@ -135,6 +138,11 @@ impl<'a> CudaEngine<'a> {
     }
 }
 
+/// `[heads, tokens]` from `[tokens, heads]`.
+fn heads_first(scales: &[f32], heads: usize) -> Vec<f32> {
+    (0..heads).flat_map(|head| scales.iter().skip(head).step_by(heads)).copied().collect()
+}
+
 /// A plan of the stage's batch.
 fn plan(backend: &CudaBackend, job: &Job<'_>) -> Result<Plan> {
     plan_of(backend, job, job.problem.shape.tokens, job.problem.shape.kv_tokens)
@@ -149,7 +157,7 @@ fn plan_of(backend: &CudaBackend, job: &Job<'_>, tokens: usize, kv_tokens: usize
         (Stage::Attend | Stage::AppendKv, _) => PlanSelection::Dense,
         _ => PlanSelection::Stem(*job.config),
     };
-    Plan::new(
+    let plan = Plan::new(
         backend.kernels(),
         backend.stream(),
         &PlanDesc {
@@ -163,7 +171,10 @@ fn plan_of(backend: &CudaBackend, job: &Job<'_>, tokens: usize, kv_tokens: usize
             causal: true,
             softmax_scale: default_softmax_scale(),
         },
-    )
+    )?;
+    // A history's plan has fewer tokens than the tensor, and does not read it.
+    let q_scale = (job.q_scale == QScaleOrder::HeadsFirst).then(|| ScaleStrides::heads_first(job.problem.shape.tokens));
+    plan.with_rows(TensorRows { q_scale, ..TensorRows::default() })
 }
 
 impl CudaEngine<'_> {
@@ -176,10 +187,12 @@ impl CudaEngine<'_> {
                 buffer::fill_bytes(&stream, flush, 0)?;
             }
             timer.start(&stream)?;
-            self.launch()?;
+            for _ in 0..self.job.in_a_row {
+                self.launch()?;
+            }
             timer.stop(&stream)?;
         }
-        timers.iter().map(EventTimer::elapsed_ms).collect()
+        timers.iter().map(|timer| Ok(timer.elapsed_ms()? / f64::from(self.job.in_a_row))).collect()
     }
 
     /// Milliseconds of the host. The device is idle at each start and what it does meanwhile is not waited for.
@@ -234,5 +247,14 @@ impl Engine for CudaEngine<'_> {
             }
             Stage::HostPlan => Output::Geometry(self.plan.geometry().clone()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn scales_of_a_head_side_by_side() {
+        assert_eq!(super::heads_first(&[0.0, 10.0, 1.0, 11.0, 2.0, 12.0], 2), [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]);
+        assert!(super::heads_first(&[], 3).is_empty());
     }
 }

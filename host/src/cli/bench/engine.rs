@@ -58,6 +58,26 @@ impl L2 {
     }
 }
 
+/// Order of the queries' scales in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum QScaleOrder {
+    /// `[tokens, heads]`.
+    #[default]
+    TokensFirst,
+    /// `[heads, tokens]`.
+    HeadsFirst,
+}
+
+impl QScaleOrder {
+    /// Name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TokensFirst => "tokens-first",
+            Self::HeadsFirst => "heads-first",
+        }
+    }
+}
+
 impl Stage {
     /// Name in tables and records.
     pub fn name(self) -> &'static str {
@@ -83,6 +103,11 @@ impl Stage {
     /// Whether the stage does other work for another selector.
     pub fn depends_on_selector(self) -> bool {
         self.selects() || matches!(self, Self::SummarizeKv | Self::SummarizeChunk | Self::ProbeMeans)
+    }
+
+    /// Whether the stage reads queries and their scales from device memory.
+    pub fn reads_queries(self) -> bool {
+        matches!(self, Self::Select | Self::Selection | Self::Attend | Self::Prefill)
     }
 
     /// Whether the stage does the attention that FLOPs are counted of.
@@ -125,6 +150,10 @@ pub struct Job<'a> {
     pub lists: Option<&'a BlockLists>,
     /// Cache before each launch; the CPU's is left alone.
     pub l2: L2,
+    /// Order of the queries' scales.
+    pub q_scale: QScaleOrder,
+    /// Launches that are timed together, at least 1; the CPU takes them one by one.
+    pub in_a_row: u32,
 }
 
 /// A stage on a backend, its inputs in place.

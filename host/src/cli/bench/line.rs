@@ -65,7 +65,15 @@ impl Line {
     /// What an engine needs to run it. `chunk`: the problem of `summarize_chunk`.
     pub fn job<'a>(&'a self, args: &BenchArgs, problem: &'a Problem, chunk: Option<&'a Problem>, config: &'a StemConfig) -> Job<'a> {
         let problem = chunk.filter(|_| self.stage == Stage::SummarizeChunk).unwrap_or(problem);
-        Job { stage: self.stage, problem, config, lists: self.lists.as_ref().map(|(_, lists)| lists), l2: args.l2 }
+        Job {
+            stage: self.stage,
+            problem,
+            config,
+            lists: self.lists.as_ref().map(|(_, lists)| lists),
+            l2: args.l2,
+            q_scale: args.q_scale,
+            in_a_row: args.in_a_row,
+        }
     }
 }
 
@@ -144,6 +152,7 @@ impl<'a> Measured<'a> {
             chunk,
             history: chunk.map_or(shape.history(), |_| 0),
             page: args.page,
+            q_scale: (stage.reads_queries() && machine.gpu.is_some()).then(|| args.q_scale.name().into()),
             skip: kept.map(|kept| 1.0 - kept),
             softmax: stage.attends().then(|| "exact".into()),
             preset: (self.lists.is_some() || stage.selects()).then(|| self.line.preset.into()),
@@ -153,6 +162,7 @@ impl<'a> Measured<'a> {
             p90: time.p90,
             repeat,
             rounds: Some(args.rounds as usize),
+            in_a_row: (args.in_a_row > 1 && !stage.on_host()).then_some(args.in_a_row as usize),
             run: Some(run.into()),
             l2: (machine.gpu.is_some() && !stage.on_host()).then(|| args.l2.name().into()),
             tflops_selected: rate(&|| self.lists.as_ref().map_or(0, |lists| shape.selected_pairs(lists))),

@@ -10,7 +10,7 @@ mod pace;
 mod problem;
 mod verify;
 
-pub use engine::{Engine, Job, L2, Output, Stage};
+pub use engine::{Engine, Job, L2, Output, QScaleOrder, Stage};
 pub use problem::{Problem, random_lists};
 
 use super::args::BenchArgs;

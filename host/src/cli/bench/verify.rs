@@ -163,7 +163,7 @@ fn summary(problem: &Problem, config: &StemConfig, got: &KvSummaries) -> Result<
 mod tests {
     use super::*;
     use crate::cli::bench::cpu::CpuEngine;
-    use crate::cli::bench::{Engine, Job, L2, Stage, random_lists};
+    use crate::cli::bench::{Engine, Job, L2, QScaleOrder, Stage, random_lists};
     use crate::cli::work::Shape;
     use crate::config::{Preset, ProbeConfig};
     use clap::ValueEnum;
@@ -174,7 +174,7 @@ mod tests {
     }
 
     fn job<'a>(stage: Stage, problem: &'a Problem, config: &'a StemConfig, lists: Option<&'a BlockLists>) -> Job<'a> {
-        Job { stage, problem, config, lists, l2: L2::Warm }
+        Job { stage, problem, config, lists, l2: L2::Warm, q_scale: QScaleOrder::default(), in_a_row: 1 }
     }
 
     #[test]

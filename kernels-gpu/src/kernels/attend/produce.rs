@@ -115,8 +115,8 @@ unsafe fn row_scale(p: &AttendParams, slot: Slot, row: i32) -> f32 {
 fn q_scale_at(p: &AttendParams, head: i32, tile_row: i32, [from, to]: [i32; 2], row: i32) -> u64 {
     let row = if row < from { from } else { row };
     let row = if row < to { row } else { to - 1 };
-    let at = (tile_row + row) as u32 as i64 * math::here(p.hq) as u32 as i64 + head as u32 as i64;
-    p.q_scale.wrapping_add((at * 4) as u64)
+    let offset = (tile_row + row) as u32 as i64 * p.q_scale_rows.token + head as u32 as i64 * p.q_scale_rows.head;
+    p.q_scale.wrapping_add(offset as u64)
 }
 
 /// K boxes and a V tile for every key block of an item, into the ring from position `stage` on: K of the first block, then

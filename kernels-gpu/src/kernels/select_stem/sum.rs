@@ -112,7 +112,7 @@ unsafe fn fill(queries: &Queries, shared: Shared, q_map: TensorMapPtr, number: u
         let (coords, there) = queries.box_of(half);
         if there {
             mbarrier::expect_tx(full, QUERY_BYTES);
-            tma::load_4d(to, q_map, full, coords);
+            tma::load_4d_once(to, q_map, full, coords);
         } else {
             let lane = special::tid_x_again() % 32;
             queries.copy(half, to, lane);
