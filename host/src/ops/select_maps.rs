@@ -27,6 +27,26 @@ pub(super) fn key_sums(at: &Launcher<'_>, sums: &Span<bf16>, tiles: u32) -> Resu
     TensorMap::encode(at.kernels.device(), &desc)
 }
 
+/// The same in boxes of `tiles` tiles, every second one of the tensor's: `[2048, first key blocks, tiles, hkv]`. The map ends where all tiles of
+/// a box are in the tensor; one that has no such place is of the first key block, which the kernel does not look at.
+pub(super) fn every_second_tile(at: &Launcher<'_>, sums: &Span<bf16>, tiles: u32) -> Result<TensorMap> {
+    let (blocks, heads) = (at.geometry.host().total_kb(), at.heads.hkv as u64);
+    let row = (SUM_LEN * size_of::<bf16>()) as u64;
+    let there = blocks.saturating_sub((2 * TILE * (tiles - 1)) as usize) as u64;
+    let dims = if there > 0 { [SUM_LEN as u64, there, tiles as u64, heads] } else { [SUM_LEN as u64, 1, 1, 1] };
+    let desc = TensorMapDesc {
+        name: "k_sums",
+        element: ElementType::Bf16,
+        address: sums.address(),
+        bytes: sums.bytes(),
+        dims: &dims,
+        strides: &[row, 2 * TILE as u64 * row, row * blocks as u64],
+        box_dims: &[STEP, TILE, tiles, 1],
+        swizzle: Swizzle::B128,
+    };
+    TensorMap::encode(at.kernels.device(), &desc)
+}
+
 /// The map of the queries, which are there and have checked strides, and how many tokens it reaches.
 pub(super) fn queries(at: &Launcher<'_>, q: &Span<F8E4M3>, rows: RowStrides) -> Result<(TensorMap, usize)> {
     let view = QueryView::new(at.geometry.host().total_q, at.heads.hq, rows);

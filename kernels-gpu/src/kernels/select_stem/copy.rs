@@ -5,7 +5,7 @@ use crate::config::select::{CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_BYTES, SUM
 use crate::layout::wide::WideSpan;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
-use crate::ptx::tma::TensorMapPtr;
+use crate::ptx::tma::{self, TensorMapPtr};
 use crate::ptx::{cluster, fence, mbarrier, warp};
 use crate::tile::strip::Strips;
 use crate::unroll;
@@ -74,7 +74,7 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
 /// The warp that copies key sums of `select_stem_wide`: the block's own tiles, for itself.
 ///
 /// # Safety
-/// As [`copy_keys`]; `map` is of a tile.
+/// As [`copy_keys`]; `maps` are of one to four tiles, every second one of the tensor.
 #[inline(always)]
 pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: TensorMapPtr, lane: u32) {
     let rank = cluster::rank();
@@ -102,14 +102,21 @@ pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: Tenso
                     while chunk < span.chunks() {
                         let tiles = span.tiles(chunk);
                         let full = shared.wide_keys.full(at);
+                        let (to, key) = (shared.wide_tile(at.stage(), 0), key + WideSpan::tile(chunk, 0, rank) as i32);
+                        // A map of more tiles ends where its last tile has to begin in the tensor to be in it.
+                        let whole = (tiles > 1) & (key + (tiles * 2 * TILE - TILE) as i32 <= p.total_kb);
+                        let map = TensorMapPtr(map.0 + 128 * (tiles - 1) as u64);
                         shared.wide_keys.wait_empty(at);
                         mbarrier::expect_tx_if(full, tiles * TILE_BYTES, (lane == 0) as u32);
-                        let mut tile = 0;
-                        while tile < tiles {
-                            let key = key + WideSpan::tile(chunk, tile, rank) as i32;
-                            let to = shared.wide_tile(at.stage(), tile);
-                            cluster::load_3d(to, map, full, [(step * STEP) as i32, key, kv_head], 1 << rank);
-                            tile += 1;
+                        if whole {
+                            tma::load_4d(to, map, full, [(step * STEP) as i32, key, 0, kv_head]);
+                        } else {
+                            let mut tile = 0;
+                            while tile < tiles {
+                                let coords = [(step * STEP) as i32, key + (tile * 2 * TILE) as i32, kv_head];
+                                tma::load_3d(to.offset(tile * TILE_BYTES), TensorMapPtr(map.0 - 128 * (tiles - 1) as u64), full, coords);
+                                tile += 1;
+                            }
                         }
                         at = at.next();
                         chunk += 1;
