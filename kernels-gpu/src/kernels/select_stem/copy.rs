@@ -6,7 +6,7 @@ use crate::layout::wide::WideSpan;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{self, TensorMapPtr};
-use crate::ptx::{cluster, fence, mbarrier, warp};
+use crate::ptx::{cluster, fence, mbarrier, special, warp};
 use crate::tile::strip::Strips;
 use crate::unroll;
 
@@ -71,16 +71,17 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
     }
 }
 
-/// The warp that copies key sums of `select_stem_wide`: the block's own tiles, for itself.
+/// One of the two warps that copy key sums of `select_stem_wide`, the block's own tiles, for itself: every second stage each. Where a step has two
+/// chunks, either warp has one of them, else every second step: so a strip's copies differ in their stage and the place in K alone.
 ///
 /// # Safety
-/// As [`copy_keys`]; `maps` are of one to four tiles, every second one of the tensor.
+/// As [`copy_keys`]; `map` is of a tile, followed by those of two, three and four.
 #[inline(always)]
-pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: TensorMapPtr, lane: u32) {
+pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: TensorMapPtr, which: u32, lane: u32) {
     let rank = cluster::rank();
-    let (mut strips, mut spans, mut at) = (Strips::new(p), 0u32, Turn::<WIDE_STAGES>::START);
-    // SAFETY: barriers are initialised; the scores that lie over the ring are waited for, and a stage is before it is overwritten; what lies
-    // outside the tensor is zero-filled.
+    let (mut strips, mut spans, mut ring) = (Strips::new(p), 0u32, 0);
+    // SAFETY: barriers are initialised; the scores that lie over the ring are waited for, and a stage is before it is overwritten, whose barrier
+    // does not go on before this warp has filled it; what lies outside the tensor is zero-filled.
     unsafe {
         while strips.any() {
             let strip = strips.current();
@@ -93,35 +94,35 @@ pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: Tenso
             let mut first = 0;
             while first < strip.keys {
                 let span = WideSpan::of(strip.span(first).count as u32, rank);
-                let key = kb_start + first;
+                let chunks = span.chunks();
+                let chunk = which * (chunks - 1);
+                let tiles = span.tiles(chunk);
+                let key = kb_start + first + WideSpan::tile(chunk, 0, rank) as i32;
+                // A map of more tiles ends where its last tile has to begin in the tensor to be in it.
+                let whole = (tiles > 1) & (key + (tiles * 2 * TILE - TILE) as i32 <= p.total_kb);
+                let (bytes, whole_map) = (tiles * TILE_BYTES, TensorMapPtr(map.0 + (128 * (tiles - 1)) as u64));
+                // Two chunks: every step, else every second one.
+                let (mut k, advance) = (if chunks == 1 { which * STEP } else { 0 }, STEP * (3 - chunks));
+                let mut at = Turn::<WIDE_STAGES>::at(ring + which);
+                ring = (ring + STEPS * chunks) % (2 * WIDE_STAGES);
                 // The parity of the phase before the first is 1: the first span does not wait.
                 mbarrier::wait(shared.done(), (spans & 1) ^ 1);
-                let mut step = 0;
-                while step < STEPS {
-                    let mut chunk = 0;
-                    while chunk < span.chunks() {
-                        let tiles = span.tiles(chunk);
-                        let full = shared.wide_keys.full(at);
-                        let (to, key) = (shared.wide_tile(at.stage(), 0), key + WideSpan::tile(chunk, 0, rank) as i32);
-                        // A map of more tiles ends where its last tile has to begin in the tensor to be in it.
-                        let whole = (tiles > 1) & (key + (tiles * 2 * TILE - TILE) as i32 <= p.total_kb);
-                        let map = TensorMapPtr(map.0 + 128 * (tiles - 1) as u64);
-                        shared.wide_keys.wait_empty(at);
-                        mbarrier::expect_tx_if(full, tiles * TILE_BYTES, (lane == 0) as u32);
-                        if whole {
-                            tma::load_4d(to, map, full, [(step * STEP) as i32, key, 0, kv_head]);
-                        } else {
-                            let mut tile = 0;
-                            while tile < tiles {
-                                let coords = [(step * STEP) as i32, key + (tile * 2 * TILE) as i32, kv_head];
-                                tma::load_3d(to.offset(tile * TILE_BYTES), TensorMapPtr(map.0 - 128 * (tiles - 1) as u64), full, coords);
-                                tile += 1;
-                            }
+                while k < STEPS * STEP {
+                    let (to, full) = (shared.wide_tile(at.stage(), 0), shared.wide_keys.full(at));
+                    shared.wide_keys.wait_empty(at);
+                    mbarrier::expect_tx_if(full, bytes, (lane == 0) as u32);
+                    if whole {
+                        tma::load_4d(to, whole_map, full, [k as i32, key, 0, kv_head]);
+                    } else {
+                        let mut tile = 0;
+                        while tile < tiles {
+                            tma::load_3d(to.offset(tile * TILE_BYTES), map, full, [k as i32, key + (tile * 2 * TILE) as i32, kv_head]);
+                            // Not unrolled: seldom.
+                            tile = special::no_unroll(tile + 1);
                         }
-                        at = at.next();
-                        chunk += 1;
                     }
-                    step += 1;
+                    at = at.next().next();
+                    k += advance;
                 }
                 first += SPAN as i32;
                 spans += 1;
