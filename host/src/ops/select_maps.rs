@@ -27,24 +27,45 @@ pub(super) fn key_sums(at: &Launcher<'_>, sums: &Span<bf16>, tiles: u32) -> Resu
     TensorMap::encode(at.kernels.device(), &desc)
 }
 
-/// The same in boxes of `tiles` tiles, every second one of the tensor's: `[2048, first key blocks, tiles, hkv]`. The map ends where all tiles of
-/// a box are in the tensor; one that has no such place is of the first key block, which the kernel does not look at.
-pub(super) fn every_second_tile(at: &Launcher<'_>, sums: &Span<bf16>, tiles: u32) -> Result<TensorMap> {
-    let (blocks, heads) = (at.geometry.host().total_kb(), at.heads.hkv as u64);
-    let row = (SUM_LEN * size_of::<bf16>()) as u64;
-    let there = blocks.saturating_sub((2 * TILE * (tiles - 1)) as usize) as u64;
-    let dims = if there > 0 { [SUM_LEN as u64, there, tiles as u64, heads] } else { [SUM_LEN as u64, 1, 1, 1] };
-    let desc = TensorMapDesc {
-        name: "k_sums",
-        element: ElementType::Bf16,
-        address: sums.address(),
-        bytes: sums.bytes(),
-        dims: &dims,
-        strides: &[row, 2 * TILE as u64 * row, row * blocks as u64],
-        box_dims: &[STEP, TILE, tiles, 1],
-        swizzle: Swizzle::B128,
+/// The same in boxes of one to four tiles, every second one of the tensor's, as `select_stem_wide` has them:
+/// `[2048, first key blocks, tiles, hkv]`. A map ends where all tiles of a box are in the tensor.
+pub(super) fn every_second_tile(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<[TensorMap; 4]> {
+    let map = |tiles| {
+        let view = TileView::new(at.geometry.host().total_kb(), at.heads.hkv, tiles);
+        TensorMap::encode(at.kernels.device(), &view.desc(sums))
     };
-    TensorMap::encode(at.kernels.device(), &desc)
+    Ok([map(1)?, map(2)?, map(3)?, map(4)?])
+}
+
+/// Key sums in boxes of some tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TileView {
+    dims: [u64; 4],
+    strides: [u64; 3],
+    box_dims: [u32; 4],
+}
+
+impl TileView {
+    fn new(total_kb: usize, hkv: usize, tiles: u32) -> Self {
+        let row = (SUM_LEN * size_of::<bf16>()) as u64;
+        let there = total_kb.saturating_sub((2 * TILE * (tiles - 1)) as usize) as u64;
+        // There has to be a map: of the first key block, if it is one the kernel does not look at.
+        let dims = if there > 0 { [SUM_LEN as u64, there, tiles.into(), hkv as u64] } else { [SUM_LEN as u64, 1, 1, 1] };
+        Self { dims, strides: [row, u64::from(2 * TILE) * row, row * total_kb as u64], box_dims: [STEP, TILE, tiles, 1] }
+    }
+
+    fn desc(&self, sums: &Span<bf16>) -> TensorMapDesc<'_> {
+        TensorMapDesc {
+            name: "k_sums",
+            element: ElementType::Bf16,
+            address: sums.address(),
+            bytes: sums.bytes(),
+            dims: &self.dims,
+            strides: &self.strides,
+            box_dims: &self.box_dims,
+            swizzle: Swizzle::B128,
+        }
+    }
 }
 
 /// The map of the queries, which are there and have checked strides, and how many tokens it reaches.

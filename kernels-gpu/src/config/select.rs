@@ -98,9 +98,8 @@ pub const PAIRED_PITCH: u32 = SPAN / 2 + 4;
 /// Where things lie in dynamic shared memory.
 pub mod smem {
     use super::{
-        CONSUMER_WARPS, CONSUMERS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES,
-        ROWS, SIDE_WARPS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
-        SUM_WARPS, WEIGHTS_BYTES, WIDE_STAGES,
+        CONSUMER_WARPS, CONSUMERS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES,
+        RING_TILES, ROWS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS, TILE_BYTES, WEIGHTS_BYTES, WIDE_STAGES,
     };
     /// Stages of key sums.
     pub const RING: u32 = 0;
@@ -154,12 +153,14 @@ pub mod smem {
     pub const MADE: u32 = TERMS_READ + 8;
     /// Barrier that completes, once a span, when both have stored their scores.
     pub const STORED: u32 = MADE + 8;
-    /// What the warps beside the consumers keep.
+    /// What the warps that sum keep.
     pub const SIDE_KEPT: u32 = (STORED + 8).next_multiple_of(16);
     /// Bytes of a warp's: three times four words.
     pub const SIDE_KEPT_BYTES: u32 = 48;
+    /// What the two warps keep that copy key sums in `select_stem_wide`: four words each.
+    pub const COPY_KEPT: u32 = SIDE_KEPT + SUM_WARPS * SIDE_KEPT_BYTES;
     /// Means and deviations of the norms of some KV heads: f64, f32, and whose they are.
-    pub const MOMENTS: u32 = SIDE_KEPT + SIDE_WARPS * SIDE_KEPT_BYTES;
+    pub const MOMENTS: u32 = COPY_KEPT + 2 * 16;
     /// Bytes of one.
     pub const MOMENTS_BYTES: u32 = 16;
     /// Weights of the units that are summed (`tile::octet::Weights`), of a warp each.

@@ -101,7 +101,7 @@ unsafe fn select<const WIDE: bool>(p: &SelectParams, k_maps: [TensorMapPtr; 4], 
             if copies | WIDE & (special::no_unroll(warp_index) > CONSUMER_WARPS + SIDE_WARPS + 2) {
                 pdl::wait();
                 if WIDE {
-                    copy::copy_keys_wide(p, shared, k_maps[0], !copies as u32, thread % 32);
+                    copy::copy_keys_wide(p, shared, k_maps[0], !copies as u32);
                 } else {
                     copy::copy_keys(p, shared, [k_maps[0], k_maps[1]], thread % 32);
                 }

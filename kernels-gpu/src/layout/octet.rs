@@ -86,7 +86,11 @@ mod tests {
     #[test]
     fn sums_land_in_their_rows() {
         for (lane, part) in (0..32).flat_map(|lane| (0..PARTS).map(move |part| (lane, part))) {
-            assert_eq!(sums_of_part(sums_at::<false>(lane), part), sum_offset::<false>(block(lane, part), chunk(lane)), "lane {lane}, part {part}");
+            assert_eq!(
+                sums_of_part(sums_at::<false>(lane), part),
+                sum_offset::<false>(block(lane, part), chunk(lane)),
+                "lane {lane}, part {part}"
+            );
         }
     }
 }

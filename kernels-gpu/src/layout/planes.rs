@@ -270,8 +270,8 @@ pub(crate) mod tests {
     fn planes_of_pairs_are_the_bits_of_the_keys() {
         for first in (0..=0xffffu32).step_by(32) {
             let score = |u: usize| (first + u as u32) << 16;
-            let word = |u: usize| score(u) >> 16 | score(u + 8);
-            let [low, high] = [0, 16].map(|at| planes_of_pairs::<Host>(std::array::from_fn(|i| word(at + i))));
+            let words: [u32; 16] = std::array::from_fn(|u| score(u) >> 16 | score(u + 16));
+            let [low, high] = [Half::LOW, Half::HIGH].map(|half| half_planes::<Host>(words, half));
             let planes = joined_planes::<Host>(low, high);
             let signs = Signs::of_bf16(&planes);
             for u in 0..32 {

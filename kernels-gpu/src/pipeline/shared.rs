@@ -134,7 +134,13 @@ impl Shared {
         self.base.offset(map::KEPT + warp * map::KEPT_BYTES)
     }
 
-    /// What warp `warp`, one of those beside the consumers, keeps ([`super::kept::keep`]).
+    /// What warp `which` of the two keeps that copy key sums in `select_stem_wide` ([`super::kept::keep_copy`]).
+    #[inline(always)]
+    pub fn copy_kept(self, which: u32) -> SmemAddr {
+        self.base.offset(map::COPY_KEPT + which * 16)
+    }
+
+    /// What warp `warp`, one of those that sum, keeps ([`super::kept::keep`]).
     #[inline(always)]
     pub fn side_kept(self, warp: u32) -> SmemAddr {
         self.base.offset(map::SIDE_KEPT + (warp - CONSUMER_WARPS) * map::SIDE_KEPT_BYTES)

@@ -83,7 +83,7 @@ impl Consumer {
                             let n = first + (step + H as u32) * CHUNKS as u32 + C as u32;
                             let at = turn(n);
                             // What the warpgroup has on its way: nothing before the first product and behind a chunk without a tile.
-                            let pending = (C > 0) | (TILES == CHUNKS) & ((H > 0) | (step > 0));
+                            let pending = (C == 1) | (TILES == CHUNKS) & ((H == 1) | (step > 0));
                             // The last products before this position were the last on their group of query sums.
                             let before = if (C == 0) & (H == 0) { step / 2 } else { 0 };
                             if C < TILES {
@@ -106,7 +106,7 @@ impl Consumer {
                                 self.release_before(shared, n, before, pending);
                                 // Who waits, and why not everybody: `Consumer::multiply`.
                                 shared.wide_keys.wait_full_if(at, self.thread < 32);
-                                self.release_before(shared, n + 1, if H > 0 { step / 2 + 1 } else { 0 }, true);
+                                self.release_before(shared, n + 1, if H == 1 { step / 2 + 1 } else { 0 }, true);
                             }
                         }
                     });

@@ -3,6 +3,7 @@
 use crate::abi::SelectParams;
 use crate::config::select::{CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_BYTES, SUM_TURNS, TILE, TILE_BYTES, WIDE_STAGES};
 use crate::layout::wide::WideSpan;
+use crate::pipeline::kept;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{self, TensorMapPtr};
@@ -77,55 +78,64 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
 /// # Safety
 /// As [`copy_keys`]; `map` is of a tile, followed by those of two, three and four.
 #[inline(always)]
-pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: TensorMapPtr, which: u32, lane: u32) {
-    let rank = cluster::rank();
-    let (mut strips, mut spans, mut ring) = (Strips::new(p), 0u32, 0);
+pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: TensorMapPtr, which: u32) {
     // SAFETY: barriers are initialised; the scores that lie over the ring are waited for, and a stage is before it is overwritten, whose barrier
     // does not go on before this warp has filled it; what lies outside the tensor is zero-filled.
     unsafe {
-        while strips.any() {
+        // Registers are short. The strips; of the present one the first key block that is not copied yet; where in the ring its stages begin, and
+        // in bit 3 the parity of the spans before.
+        kept::keep_copy(which, [0; 4]);
+        loop {
+            let [round, done, ..] = kept::copy_kept(which);
+            let mut strips = Strips::at(p, [round, done]);
+            if !strips.any() {
+                break;
+            }
             let strip = strips.current();
-            strips.advance(&strip);
-            if !strip.has_scores(p, lane) {
+            let scored = strip.has_scores(p, special::tid_x_again() % 32);
+            let [.., first, place] = kept::copy_kept(which);
+            let first = first as i32;
+            if !scored {
+                strips.advance(&strip);
+                let [round, done] = strips.place();
+                kept::keep_copy(which, [round, done, 0, place]);
                 continue;
             }
-            let (_, request) = strip.block(p, 0);
-            let (kb_start, kv_head) = (request.kb_start, strip.kv_head(p));
-            let mut first = 0;
-            while first < strip.keys {
-                let span = WideSpan::of(strip.span(first).count as u32, rank);
-                let chunks = span.chunks();
-                let chunk = which * (chunks - 1);
-                let tiles = span.tiles(chunk);
-                let key = kb_start + first + WideSpan::tile(chunk, 0, rank) as i32;
-                // A map of more tiles ends where its last tile has to begin in the tensor to be in it.
-                let whole = (tiles > 1) & (key + (tiles * 2 * TILE - TILE) as i32 <= p.total_kb);
-                let (bytes, whole_map) = (tiles * TILE_BYTES, TensorMapPtr(map.0 + (128 * (tiles - 1)) as u64));
-                // Two chunks: every step, else every second one.
-                let (mut k, advance) = (if chunks == 1 { which * STEP } else { 0 }, STEP * (3 - chunks));
-                let mut at = Turn::<WIDE_STAGES>::at(ring + which);
-                ring = (ring + STEPS * chunks) % (2 * WIDE_STAGES);
-                // The parity of the phase before the first is 1: the first span does not wait.
-                mbarrier::wait(shared.done(), (spans & 1) ^ 1);
-                while k < STEPS * STEP {
-                    let (to, full) = (shared.wide_tile(at.stage(), 0), shared.wide_keys.full(at));
-                    shared.wide_keys.wait_empty(at);
-                    mbarrier::expect_tx_if(full, bytes, (lane == 0) as u32);
-                    if whole {
-                        tma::load_4d(to, whole_map, full, [k as i32, key, 0, kv_head]);
-                    } else {
-                        let mut tile = 0;
-                        while tile < tiles {
-                            tma::load_3d(to.offset(tile * TILE_BYTES), map, full, [k as i32, key + (tile * 2 * TILE) as i32, kv_head]);
-                            // Not unrolled: seldom.
-                            tile = special::no_unroll(tile + 1);
-                        }
-                    }
-                    at = at.next().next();
-                    k += advance;
+            let (rank, kv_head) = (cluster::rank_again(), strip.kv_head(p));
+            let span = WideSpan::of(strip.span(first).count as u32, rank);
+            let chunks = span.chunks();
+            let chunk = which * (chunks - 1);
+            let tiles = span.tiles(chunk);
+            let key = strip.block(p, 0).1.kb_start + first + WideSpan::tile(chunk, 0, rank) as i32;
+            let (ring, odd) = (place % 8, place / 8);
+            let place = (ring + STEPS * chunks) % (2 * WIDE_STAGES) + (odd ^ 1) * 8;
+            let mut after = first + SPAN as i32;
+            if after >= strip.keys {
+                strips.advance(&strip);
+                after = 0;
+            }
+            let [round, done] = strips.place();
+            kept::keep_copy(which, [round, done, after as u32, place]);
+            // A map of several tiles ends where all of them are in the tensor: at its end they come one by one.
+            let whole = key + (tiles * 2 * TILE - TILE) as i32 <= p.total_kb;
+            let together = if whole { tiles } else { 1 };
+            let map = TensorMapPtr(map.0 + (128 * (together - 1)) as u64);
+            // Two chunks: every step, else every second one.
+            let (mut k, advance) = (if chunks == 1 { which * STEP } else { 0 }, STEP * (3 - chunks));
+            let mut at = Turn::<WIDE_STAGES>::at(ring + which);
+            // The parity of the phase before the first is 1: the first span does not wait.
+            mbarrier::wait(shared.done(), odd ^ 1);
+            while k < STEPS * STEP {
+                let (to, full) = (shared.wide_tile(at.stage(), 0), shared.wide_keys.full(at));
+                shared.wide_keys.wait_empty(at);
+                mbarrier::expect_tx_if(full, tiles * TILE_BYTES, special::tid_x_again().is_multiple_of(32) as u32);
+                let mut tile = 0;
+                while tile < tiles {
+                    tma::load_4d(to.offset(tile * TILE_BYTES), map, full, [k as i32, key + (tile * 2 * TILE) as i32, 0, kv_head]);
+                    tile = special::no_unroll(tile + together);
                 }
-                first += SPAN as i32;
-                spans += 1;
+                at = at.next().next();
+                k += advance;
             }
         }
     }
