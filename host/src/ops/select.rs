@@ -148,8 +148,8 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
     };
     let grid = Launch::grid(shape.blocks, 1, 1).cluster([shape.cluster as u32, 1, 1]).overlap(args.overlap && at.kernels.overlaps());
     if shape.wide(config.oam.round_bf16, geometry.max_kb) {
-        let [one, two, three, four] = select_maps::every_second_tile(at, &args.k_sums)?;
-        let args = [Arg::of(&params), Arg::of(&one), Arg::of(&two), Arg::of(&three), Arg::of(&four), Arg::of(&q_map)];
+        let [tile, tiles] = select_maps::every_second_tile(at, &args.k_sums)?;
+        let args = [Arg::of(&params), Arg::of(&tile), Arg::of(&tiles), Arg::of(&q_map)];
         // SAFETY: as below.
         return unsafe { at.kernels.select_wide.launch(at.stream, &grid, &args) };
     }

@@ -84,8 +84,16 @@ pub const QUERY_BYTES: u32 = PART_TOKENS * HEAD_DIM as u32;
 pub const WEIGHTS_BYTES: u32 = OCTET * (16 + 4);
 /// Plans of strips in shared memory: one in use, and the next.
 pub const PLANS: u32 = 2;
-/// Stages of key sums in `select_stem_wide`: a group of the query sums of two heads takes twice the room, and the ring what is left.
-pub const WIDE_STAGES: u32 = 3;
+/// Tiles of a consumer warpgroup in `select_stem_wide`, and of a stage.
+pub const WIDE_TILES: u32 = 2;
+/// Stages of key sums in `select_stem_wide`, of a step of a warpgroup's tiles each: a group of the query sums of two heads takes twice the
+/// room, and the ring what is left.
+pub const WIDE_STAGES: u32 = 6;
+/// Barriers of each kind that they go through. More than stages: a warpgroup looks at its own ones only, and a parity cannot tell what comes after
+/// the next phase. Who has multiplied his last stage knows that the one two rounds before his next was given back: the one between them was his, or
+/// the same warp copied it before.
+pub const WIDE_TURNS: u32 = 2 * WIDE_STAGES;
+const _: () = assert!(WIDE_TURNS <= RING_TILES, "the barriers of the ring have room");
 /// Key blocks from one tile of a block to its next in `select_stem_wide`: the other block of the cluster has the tile between.
 pub const WIDE_PITCH: u32 = 2 * TILE;
 
@@ -95,11 +103,14 @@ pub const PITCH: u32 = SPAN + 4;
 /// The same, of scores as bf16 in pairs.
 pub const PAIRED_PITCH: u32 = SPAN / 2 + 4;
 
+/// The same in `select_stem_wide`. 8 modulo 32: half a warp's stores of two words each go to 32 different banks.
+pub const WIDE_PAIRED_PITCH: u32 = SPAN / 2 + 8;
+
 /// Where things lie in dynamic shared memory.
 pub mod smem {
     use super::{
-        CONSUMER_WARPS, CONSUMERS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES,
-        RING_TILES, ROWS, SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS, TILE_BYTES, WEIGHTS_BYTES, WIDE_STAGES,
+        CONSUMER_WARPS, MOMENTS_HEADS, NORM_BYTES, NORM_STAGES, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, QUERY_STAGES, RING_TILES, ROWS,
+        SPAN, SUM_BYTES, SUM_STAGES, SUM_TURNS, SUM_WARPS, TILE_BYTES, WEIGHTS_BYTES, WIDE_PAIRED_PITCH, WIDE_STAGES, WIDE_TILES,
     };
     /// Stages of key sums.
     pub const RING: u32 = 0;
@@ -109,10 +120,10 @@ pub mod smem {
     pub const PAIRED: u32 = KEPT - ROWS * PAIRED_PITCH * 4;
     const _: () = assert!(PAIRED >= RING + RING_TILES / 2 * TILE_BYTES);
     /// The groups of query sums of `select_stem_wide` that have no room at [`SUMS`]: behind its ring.
-    pub const WIDE_SUMS: u32 = RING + WIDE_STAGES * CONSUMERS * TILE_BYTES;
+    pub const WIDE_SUMS: u32 = RING + WIDE_STAGES * WIDE_TILES * TILE_BYTES;
     const _: () = assert!(WIDE_SUMS + SUM_STAGES / 2 * 4 * SUM_BYTES <= KEPT);
     /// Its scores: over the ring.
-    pub const WIDE_PAIRED: u32 = WIDE_SUMS - ROWS * PAIRED_PITCH * 4;
+    pub const WIDE_PAIRED: u32 = WIDE_SUMS - ROWS * WIDE_PAIRED_PITCH * 4;
     /// What the consumer warps keep, between the scores and what has to be aligned.
     pub const KEPT: u32 = SCORES + ROWS * PITCH * 4;
     /// Bytes of a warp's.

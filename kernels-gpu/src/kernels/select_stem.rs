@@ -32,8 +32,7 @@ use crate::tile::strip::Strips;
 /// extents it has checked; the blocks of a cluster have heads of one KV head.
 #[unsafe(no_mangle)]
 pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _tile: TensorMap, _tiles: TensorMap, _queries: TensorMap) {
-    let [one, two] = [tensor_map_param!(select_stem, 1), tensor_map_param!(select_stem, 2)];
-    let k_maps = [one, two, two, two];
+    let k_maps = [tensor_map_param!(select_stem, 1), tensor_map_param!(select_stem, 2)];
     let q_map = tensor_map_param!(select_stem, 3);
     // SAFETY: forwarded from the host.
     unsafe { select::<false>(&p, k_maps, q_map) }
@@ -44,21 +43,9 @@ pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _tile: TensorMap,
 /// # Safety
 /// As [`select_stem`]; the clusters have two blocks, and `round_bf16` is set.
 #[unsafe(no_mangle)]
-pub unsafe extern "gpu-kernel" fn select_stem_wide(
-    p: SelectParams,
-    _tile: TensorMap,
-    _two: TensorMap,
-    _three: TensorMap,
-    _four: TensorMap,
-    _queries: TensorMap,
-) {
-    let k_maps = [
-        tensor_map_param!(select_stem_wide, 1),
-        tensor_map_param!(select_stem_wide, 2),
-        tensor_map_param!(select_stem_wide, 3),
-        tensor_map_param!(select_stem_wide, 4),
-    ];
-    let q_map = tensor_map_param!(select_stem_wide, 5);
+pub unsafe extern "gpu-kernel" fn select_stem_wide(p: SelectParams, _tile: TensorMap, _tiles: TensorMap, _queries: TensorMap) {
+    let k_maps = [tensor_map_param!(select_stem_wide, 1), tensor_map_param!(select_stem_wide, 2)];
+    let q_map = tensor_map_param!(select_stem_wide, 3);
     // SAFETY: forwarded from the host.
     unsafe { select::<true>(&p, k_maps, q_map) }
 }
@@ -68,7 +55,7 @@ pub unsafe extern "gpu-kernel" fn select_stem_wide(
 /// # Safety
 /// As the entry; called by all threads of the block.
 #[inline(always)]
-unsafe fn select<const WIDE: bool>(p: &SelectParams, k_maps: [TensorMapPtr; 4], q_map: TensorMapPtr) {
+unsafe fn select<const WIDE: bool>(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPtr) {
     let shared = Shared::of_block();
     let thread = special::tid_x();
     let blocks = cluster::blocks();
@@ -103,7 +90,7 @@ unsafe fn select<const WIDE: bool>(p: &SelectParams, k_maps: [TensorMapPtr; 4], 
                 if WIDE {
                     copy::copy_keys_wide(p, shared, k_maps[0], !copies as u32);
                 } else {
-                    copy::copy_keys(p, shared, [k_maps[0], k_maps[1]], thread % 32);
+                    copy::copy_keys(p, shared, k_maps, thread % 32);
                 }
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 1 {
                 copy::hand_over_sums::<WIDE>(p, shared, thread % 32);
@@ -124,7 +111,7 @@ unsafe fn init<const WIDE: bool>(shared: Shared, blocks: u32) {
     // SAFETY: forwarded.
     unsafe {
         if WIDE {
-            shared.wide_keys.init(1, CONSUMERS);
+            shared.wide_keys.init(1, 1);
             shared.sums.init(1, CONSUMERS * blocks);
             mbarrier::init(shared.made(), CONSUMER_WARPS * blocks);
             mbarrier::init(shared.stored(), CONSUMER_WARPS * blocks);

@@ -30,7 +30,23 @@ impl Half {
 pub fn half_planes<B: Blend>(scores: [u32; 16], half: Half) -> [u32; 8] {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = scores;
     let pair = |low, high| B::bytes(low, high, half.0);
-    let [a, b, c, d, e, f, g, h] = [pair(a, i), pair(b, j), pair(c, k), pair(d, l), pair(e, m), pair(f, n), pair(g, o), pair(h, p)];
+    spread::<B>([pair(a, i), pair(b, j), pair(c, k), pair(d, l), pair(e, m), pair(f, n), pair(g, o), pair(h, p)])
+}
+
+/// The same of scores that are bf16 values, in pairs: word u of each four has a lane's places u, and u + 4 in its high half.
+#[inline(always)]
+pub fn pair_planes<B: Blend>(words: [u32; 8]) -> [u32; 8] {
+    let [a, b, c, d, e, f, g, h] = words;
+    let pair = |low, high, half: Half| B::bytes(low, high, half.0);
+    let [low, high] = [Half::LOW, Half::HIGH].map(|half| [pair(a, e, half), pair(b, f, half), pair(c, g, half), pair(d, h, half)]);
+    let ([a, b, c, d], [e, f, g, h]) = (low, high);
+    spread::<B>([a, b, c, d, e, f, g, h])
+}
+
+/// [`half_planes`] of eight words, word u with the halves of u and u + 8.
+#[inline(always)]
+fn spread<B: Blend>(words: [u32; 8]) -> [u32; 8] {
+    let [a, b, c, d, e, f, g, h] = words;
     // Trades the number of the word for the place of a bit in its byte, a binary digit at a time.
     let ([a, b], [c, d], [e, f], [g, h]) = (traded::<B, 1>(a, b), traded::<B, 1>(c, d), traded::<B, 1>(e, f), traded::<B, 1>(g, h));
     let ([a, c], [b, d], [e, g], [f, h]) = (traded::<B, 2>(a, c), traded::<B, 2>(b, d), traded::<B, 2>(e, g), traded::<B, 2>(f, h));
@@ -265,13 +281,18 @@ pub(crate) mod tests {
         }
     }
 
-    /// Every bf16 value in both halves of a word, minus zero as it is.
+    /// Every bf16 value in both halves of a word, minus zero as it is, in pairs of either kind.
     #[test]
     fn planes_of_pairs_are_the_bits_of_the_keys() {
-        for first in (0..=0xffffu32).step_by(32) {
+        for (first, near) in (0..=0xffffu32).step_by(32).flat_map(|first| [(first, false), (first, true)]) {
             let score = |u: usize| (first + u as u32) << 16;
-            let words: [u32; 16] = std::array::from_fn(|u| score(u) >> 16 | score(u + 16));
-            let [low, high] = [Half::LOW, Half::HIGH].map(|half| half_planes::<Host>(words, half));
+            let [low, high] = if near {
+                let words = |from: usize| std::array::from_fn(|u| from + u / 4 * 8 + u % 4).map(|u| score(u) >> 16 | score(u + 4));
+                [0, 16].map(|from| pair_planes::<Host>(words(from)))
+            } else {
+                let words = std::array::from_fn(|u| score(u) >> 16 | score(u + 16));
+                [Half::LOW, Half::HIGH].map(|half| half_planes::<Host>(words, half))
+            };
             let planes = joined_planes::<Host>(low, high);
             let signs = Signs::of_bf16(&planes);
             for u in 0..32 {

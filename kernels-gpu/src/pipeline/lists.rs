@@ -51,7 +51,7 @@ impl StripScores for Single {
 struct Paired<const WIDE: bool>;
 
 impl<const WIDE: bool> StripScores for Paired<WIDE> {
-    type Scores = PairedScores;
+    type Scores = PairedScores<WIDE>;
 
     #[inline(always)]
     fn of(shared: Shared, r: u32) -> Self::Scores {

@@ -2,8 +2,8 @@
 
 use super::stages::{Stages, Turn};
 use crate::config::select::{
-    CONSUMER_WARPS, CONSUMERS, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, RING_TILES, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES,
-    WEIGHTS_BYTES, WIDE_STAGES, smem as map,
+    CONSUMER_WARPS, PAIRED_PITCH, PITCH, PLANS, QUERY_BYTES, RING_TILES, SUM_BYTES, SUM_STAGES, SUM_TURNS, TILE_BYTES, WEIGHTS_BYTES,
+    WIDE_PAIRED_PITCH, WIDE_STAGES, WIDE_TILES, WIDE_TURNS, smem as map,
 };
 use crate::ptx::{SmemAddr, smem, warp};
 use crate::tile::plan::Plan;
@@ -15,8 +15,8 @@ pub struct Shared {
     base: SmemAddr,
     /// Key sums; a stage is empty when the consumers of every block of the cluster have read it.
     pub keys: Stages<RING_TILES>,
-    /// The same of `select_stem_wide`; a stage is empty when the block's own consumers have read it.
-    pub wide_keys: Stages<WIDE_STAGES>,
+    /// The same of `select_stem_wide`; a stage is empty when the warpgroup that it is for has read it.
+    pub wide_keys: Stages<WIDE_TURNS>,
     /// Query sums; full when they are [`written`](Shared::written) and the products may read them.
     pub sums: Stages<SUM_TURNS>,
     /// Plans of strips.
@@ -63,10 +63,10 @@ impl Shared {
         self.base.offset(map::RING + (stage * (RING_TILES >> stages.trailing_zeros()) + tile) * TILE_BYTES)
     }
 
-    /// Tile `tile` of stage `stage` of key sums of `select_stem_wide`.
+    /// A stage of key sums of `select_stem_wide`.
     #[inline(always)]
-    pub fn wide_tile(self, stage: u32, tile: u32) -> SmemAddr {
-        self.base.offset(map::RING + (stage * CONSUMERS + tile) * TILE_BYTES)
+    pub fn wide_stage(self, at: Turn<WIDE_TURNS>) -> SmemAddr {
+        self.base.offset(map::RING + at.stage() % WIDE_STAGES * (WIDE_TILES * TILE_BYTES))
     }
 
     /// A group of query sums. In `select_stem_wide` a step has those of the block's own head, then those of the other's.
@@ -154,8 +154,9 @@ impl Shared {
 
     /// The same as bf16. They lie over the second half of the ring, or over all of that of `select_stem_wide`.
     #[inline(always)]
-    pub fn paired<const WIDE: bool>(self, r: u32) -> PairedScores {
-        PairedScores(self.base.offset(if WIDE { map::WIDE_PAIRED } else { map::PAIRED } + r * PAIRED_PITCH * 4))
+    pub fn paired<const WIDE: bool>(self, r: u32) -> PairedScores<WIDE> {
+        let (first, pitch) = if WIDE { (map::WIDE_PAIRED, WIDE_PAIRED_PITCH) } else { (map::PAIRED, PAIRED_PITCH) };
+        PairedScores(self.base.offset(first + r * pitch * 4))
     }
 
     /// Barrier that completes when the consumers of every block of the cluster are done with a span's scores.

@@ -2,7 +2,8 @@
 
 use super::shared::Shared;
 use crate::abi::SelectParams;
-use crate::config::select::{CONSUMERS, PAIRED_PITCH, PITCH, TILE, WIDE_PITCH};
+use crate::config::select::{CONSUMERS, PAIRED_PITCH, PITCH, ROWS, TILE, WIDE_PAIRED_PITCH, WIDE_PITCH};
+use crate::layout::wide::WARPGROUP_PITCH;
 use crate::layout::{accumulator_col, accumulator_row};
 use crate::ptx::{cluster, cvt, smem, special};
 use crate::unroll;
@@ -70,7 +71,8 @@ pub unsafe fn store<const TILES: usize>(p: &SelectParams, shared: Shared, warpgr
     });
 }
 
-/// Products of one tile of each chunk of a span with the query blocks of two heads, those of the own one first.
+/// Products of up to two tiles of a warpgroup of `select_stem_wide` with the query blocks of two heads, of which half of the warps have those of the
+/// own one and the others those of the other.
 pub type WideProducts = [[f32; 32]; 2];
 
 /// As [`store`], from the products of `select_stem_wide`: the scores of the other block's rows go to its shared memory.
@@ -81,36 +83,27 @@ pub type WideProducts = [[f32; 32]; 2];
 pub unsafe fn store_wide<const TILES: usize>(p: &SelectParams, shared: Shared, warpgroup: u32, acc: &WideProducts) {
     let thread = (special::tid_x_again() % 128) as usize;
     let rank = cluster::rank_again();
+    // The thread has two rows, eight apart, and of every eight key blocks of a tile two that lie side by side.
+    let (row, key) = (accumulator_row(thread, 0) as u32, accumulator_col(thread, 0) as u32);
     // Every second tile is the other block's.
-    let first = (warpgroup * WIDE_PITCH + rank * TILE + accumulator_row(thread, 0) as u32) * 4;
-    let row = accumulator_col(thread, 0) as u32;
-    let mut bias = [[0.0; 2]; 2];
-    unroll!(C < 2 {
-        if C < TILES {
-            // SAFETY: two of the span's 1,024 places.
-            unroll!(H < 2 { bias[C][H] = unsafe { smem::ld_f32(shared.bias().offset(first + C as u32 * (CONSUMERS * WIDE_PITCH * 4) + H as u32 * 32)) }; });
-        }
-    });
-    let own = shared.paired::<true>(row).0.offset(first);
-    let other = cluster::place(own, rank ^ 1);
-    unroll!(H < 2 {
-        unroll!(G < 8 {
-            unroll!(E < 2 {
-                let low = p.qk_scale * acc[0][4 * G + 2 * H + E] + bias[0][H];
-                let high = if TILES > 1 { p.qk_scale * acc[1][4 * G + 2 * H + E] + bias[1][H] } else { 0.0 };
-                let offset = (8 * (G % 4) + E) as u32 * (PAIRED_PITCH * 4) + H as u32 * 32;
-                let score = cvt::bf16x2(low, high);
-                // SAFETY: of two of 512 words of a row, in two of the 32 rows of each head.
-                unsafe {
-                    if G < 4 {
-                        smem::st_u32(own.offset(offset), score);
-                    } else {
-                        cluster::st_u32(other.offset(offset), score);
-                    }
-                }
-            });
+    let first = warpgroup * WARPGROUP_PITCH + rank * TILE + key;
+    let bias = shared.bias().offset(first * 4);
+    // Warpgroups' words follow each other, and a warpgroup's blocks' tiles.
+    let to = shared.paired::<true>(row % ROWS).0.offset((first - warpgroup * (WARPGROUP_PITCH / 2)) * 4);
+    let to = cluster::place(to, rank ^ (row / ROWS));
+    unroll!(G < 8 {
+        // SAFETY: of the span's 1,024 places; the terms of a tile that is not there mean nothing.
+        let [low, high] = unsafe { [0, WIDE_PITCH].map(|tile| smem::ld_v2_f32(bias.offset((8 * G as u32 + tile) * 4))) };
+        unroll!(H < 2 {
+            let score = |e: usize| {
+                let of = |tile: usize, bias: [f32; 2]| p.qk_scale * acc[tile][4 * G + 2 * H + e] + bias[e];
+                cvt::bf16x2(of(0, low), if TILES > 1 { of(1, high) } else { 0.0 })
+            };
+            let at = to.offset(H as u32 * (8 * WIDE_PAIRED_PITCH * 4) + 8 * G as u32 * 4);
+            // SAFETY: two of 512 words of a row, in one of the 32 rows of either head.
+            unsafe { cluster::st_v2_u32(at, [score(0), score(1)]) };
         });
     });
 }
 
-const _: () = assert!(CONSUMERS * WIDE_PITCH == 512, "the two tiles of a warpgroup are the scores of a word");
+const _: () = assert!(WIDE_PITCH == 128 && WARPGROUP_PITCH == 2 * WIDE_PITCH, "a word has the scores of the two tiles of a warpgroup");

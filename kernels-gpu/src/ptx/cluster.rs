@@ -124,14 +124,15 @@ pub fn place(at: SmemAddr, rank: u32) -> ClusterAddr {
     ClusterAddr(there)
 }
 
-/// Stores a word in the shared memory of a block of the cluster. PTX: `st.shared::cluster.u32 [at], value`. Called by a thread.
+/// Stores two words, one after the other, in the shared memory of a block of the cluster. PTX: `st.shared::cluster.v2.u32 [at], {v0, v1}`.
+/// Called by a thread.
 ///
 /// # Safety
-/// - `at` is a multiple of four in the shared memory of a block that has not ended; nobody else uses the word until a barrier orders it.
+/// - `at` is a multiple of eight in the shared memory of a block that has not ended; nobody else uses the words until a barrier orders it.
 #[inline(always)]
-pub unsafe fn st_u32(at: ClusterAddr, value: u32) {
+pub unsafe fn st_v2_u32(at: ClusterAddr, [v0, v1]: [u32; 2]) {
     // SAFETY: the caller's obligation.
-    unsafe { asm!("st.shared::cluster.u32 [{}], {};", in(reg32) at.0, in(reg32) value) };
+    unsafe { asm!("st.shared::cluster.v2.u32 [{}], {{{}, {}}};", in(reg32) at.0, in(reg32) v0, in(reg32) v1) };
 }
 
 /// Copies `bytes` of the block's own shared memory from `src` to `dst`, in a block of the cluster, whose barrier `bar`, in the same block, counts

@@ -1,6 +1,6 @@
 //! Rows of scores as one warp reads them, and their keys as bit planes ([`crate::layout::planes`]).
 
-use crate::layout::planes::{Blend, Half, half_planes, joined_planes};
+use crate::layout::planes::{Blend, Half, half_planes, joined_planes, pair_planes};
 use crate::ptx::int::{merge, prmt};
 use crate::ptx::{SmemAddr, global, math, smem};
 use crate::unroll;
@@ -63,9 +63,19 @@ pub trait Scores: Copy {
 #[derive(Clone, Copy)]
 pub struct SharedScores<const LONG: bool>(pub SmemAddr);
 
-/// Up to 1,024 scores as bf16 in shared memory, in pairs: word w of 512 has scores w and w + 512.
+/// Up to 1,024 scores as bf16 in shared memory, in pairs: word w of 512 has scores w and w + 512, or if `NEAR`, word w of each 128 has scores
+/// w and w + 128 of 256.
 #[derive(Clone, Copy)]
-pub struct PairedScores(pub SmemAddr);
+pub struct PairedScores<const NEAR: bool>(pub SmemAddr);
+
+impl<const NEAR: bool> PairedScores<NEAR> {
+    /// Where score `n` lies.
+    #[inline(always)]
+    fn at(self, n: u32) -> SmemAddr {
+        let [word, half] = if NEAR { [n / 256 * 128 + n % 128, n / 128 % 2] } else { [n % 512, n / 512] };
+        self.0.offset(word * 4 + half * 2)
+    }
+}
 
 /// Scores one after another in device memory.
 #[derive(Clone, Copy)]
@@ -93,7 +103,7 @@ impl<const LONG: bool> Scores for SharedScores<LONG> {
     }
 }
 
-impl Scores for PairedScores {
+impl<const NEAR: bool> Scores for PairedScores<NEAR> {
     const SHORT: bool = true;
     const LONG: bool = false;
     const BF16: bool = true;
@@ -101,13 +111,13 @@ impl Scores for PairedScores {
     /// `j` is a multiple of 512.
     #[inline(always)]
     fn from(self, j: u32) -> Self {
-        Self(self.0.offset(j / 512 * 2))
+        Self(self.at(j))
     }
 
     #[inline(always)]
     unsafe fn bits(self, n: u32, _on: bool) -> u32 {
         // SAFETY: forwarded; where there is no score, there is shared memory still.
-        unsafe { (smem::ld_u16(self.0.offset(n % 512 * 4 + n / 512 * 2)) as u32) << 16 }
+        unsafe { (smem::ld_u16(self.at(n)) as u32) << 16 }
     }
 
     #[inline(always)]
@@ -117,6 +127,12 @@ impl Scores for PairedScores {
         let mut words = [0; 16];
         // SAFETY: forwarded; where there are no scores, there is shared memory still.
         unroll!(U < 16 { words[U] = unsafe { smem::ld_u32(self.0.offset(lane * 4 + 128 * U as u32)) }; });
+        if NEAR {
+            let [a, b, c, d, e, f, g, h, rest @ ..] = words;
+            let low = pair_planes::<Instructions>([a, b, c, d, e, f, g, h]);
+            let high = if count > MIDDLE { pair_planes::<Instructions>(rest) } else { [0; 8] };
+            return joined_planes::<Instructions>(low, high);
+        }
         let low = half_planes::<Instructions>(words, Half::LOW);
         let high = if count > MIDDLE { half_planes::<Instructions>(words, Half::HIGH) } else { [0; 8] };
         joined_planes::<Instructions>(low, high)

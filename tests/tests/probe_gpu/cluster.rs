@@ -17,7 +17,7 @@ const T: usize = THREADS as usize;
 fn two_blocks_swap_words_and_bytes(#[case] rounds: usize, #[case] bytes: usize) {
     let Some(gpu) = gpu() else { return };
     let mut rng = rng("cluster");
-    let words: Vec<u32> = (0..2 * rounds * T).map(|_| rng.random()).collect();
+    let words: Vec<u32> = (0..4 * rounds * T).map(|_| rng.random()).collect();
     let copied: Vec<u32> = (0..2 * rounds * bytes / 4).map(|_| rng.random()).collect();
     let len = words.len() + copied.len() + 2 * T;
     let (a, b, out) = (gpu.upload(&words), gpu.upload(&copied), gpu.poisoned::<u32>(len));
@@ -34,9 +34,9 @@ fn two_blocks_swap_words_and_bytes(#[case] rounds: usize, #[case] bytes: usize) 
     let (got_words, rest) = out.split_at(words.len());
     let (got_copied, idle) = rest.split_at(copied.len());
     for (i, &got) in got_words.iter().enumerate() {
-        let (block, round, thread) = (i / T / rounds, i / T % rounds, i % T);
-        let expected = words[((1 - block) * rounds + round) * T + (thread + 1) % T];
-        assert_eq!(got, expected, "block {block}, round {round}, thread {thread}");
+        let (block, round, thread, word) = (i / 2 / T / rounds, i / 2 / T % rounds, i / 2 % T, i % 2);
+        let expected = words[(((1 - block) * rounds + round) * T + (thread + 1) % T) * 2 + word];
+        assert_eq!(got, expected, "block {block}, round {round}, thread {thread}, word {word}");
     }
     let (first, second) = copied.split_at(copied.len() / 2);
     assert!(got_copied == [second, first].concat(), "bytes of the other block's copies");

@@ -1,8 +1,10 @@
 //! The warp that copies key sums, and the one that hands the query sums over.
 
 use crate::abi::SelectParams;
-use crate::config::select::{CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_BYTES, SUM_TURNS, TILE, TILE_BYTES, WIDE_STAGES};
-use crate::layout::wide::WideSpan;
+use crate::config::select::{
+    CHUNK, RING_TILES, SPAN, STEP, STEPS, SUM_BYTES, SUM_TURNS, TILE, TILE_BYTES, WIDE_PITCH, WIDE_STAGES, WIDE_TILES, WIDE_TURNS,
+};
+use crate::layout::wide::{WARPGROUP_PITCH, WideSpan};
 use crate::pipeline::kept;
 use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
@@ -72,18 +74,18 @@ pub(super) unsafe fn copy_keys(p: &SelectParams, shared: Shared, maps: [TensorMa
     }
 }
 
-/// One of the two warps that copy key sums of `select_stem_wide`, the block's own tiles, for itself: every second stage each. Where a step has two
-/// chunks, either warp has one of them, else every second step: so a strip's copies differ in their stage and the place in K alone.
+/// One of the two warps that copy key sums of `select_stem_wide`, the block's own tiles, for itself: every second stage each. A step has a stage for
+/// every warpgroup with a tile.
 ///
 /// # Safety
-/// As [`copy_keys`]; `map` is of a tile, followed by those of two, three and four.
+/// As [`copy_keys`]; `map` is of a tile, followed by that of two.
 #[inline(always)]
 pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: TensorMapPtr, which: u32) {
     // SAFETY: barriers are initialised; the scores that lie over the ring are waited for, and a stage is before it is overwritten, whose barrier
     // does not go on before this warp has filled it; what lies outside the tensor is zero-filled.
     unsafe {
         // Registers are short. The strips; of the present one the first key block that is not copied yet; where in the ring its stages begin, and
-        // in bit 3 the parity of the spans before.
+        // in bit 5 the parity of the spans before.
         kept::keep_copy(which, [0; 4]);
         loop {
             let [round, done, ..] = kept::copy_kept(which);
@@ -103,12 +105,10 @@ pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: Tenso
             }
             let (rank, kv_head) = (cluster::rank_again(), strip.kv_head(p));
             let span = WideSpan::of(strip.span(first).count as u32, rank);
-            let chunks = span.chunks();
-            let chunk = which * (chunks - 1);
-            let tiles = span.tiles(chunk);
-            let key = strip.block(p, 0).1.kb_start + first + WideSpan::tile(chunk, 0, rank) as i32;
-            let (ring, odd) = (place % 8, place / 8);
-            let place = (ring + STEPS * chunks) % (2 * WIDE_STAGES) + (odd ^ 1) * 8;
+            let stages = span.warpgroups();
+            let key = strip.block(p, 0).1.kb_start + first + (rank * TILE) as i32;
+            let (ring, odd) = (place % 32, place / 32);
+            let place = (ring + STEPS * stages) % (2 * WIDE_TURNS) + (odd ^ 1) * 32;
             let mut after = first + SPAN as i32;
             if after >= strip.keys {
                 strips.advance(&strip);
@@ -116,26 +116,38 @@ pub(super) unsafe fn copy_keys_wide(p: &SelectParams, shared: Shared, map: Tenso
             }
             let [round, done] = strips.place();
             kept::keep_copy(which, [round, done, after as u32, place]);
-            // A map of several tiles ends where all of them are in the tensor: at its end they come one by one.
-            let whole = key + (tiles * 2 * TILE - TILE) as i32 <= p.total_kb;
-            let together = if whole { tiles } else { 1 };
-            let map = TensorMapPtr(map.0 + (128 * (together - 1)) as u64);
-            // Two chunks: every step, else every second one.
-            let (mut k, advance) = (if chunks == 1 { which * STEP } else { 0 }, STEP * (3 - chunks));
-            let mut at = Turn::<WIDE_STAGES>::at(ring + which);
+            // The first key block of the last stage of a step, how many tiles it has, and how many come together: a map of two tiles ends where
+            // both are in the tensor, and there they come one by one. Of stages before the last there is a tile behind.
+            let (last, tiles) = (key + (stages.wrapping_sub(1) * WARPGROUP_PITCH) as i32, span.tiles(stages.wrapping_sub(1)));
+            let together = if last + ((tiles - 1) * WIDE_PITCH + TILE) as i32 <= p.total_kb { tiles } else { 1 };
+            // Without a tile there is nothing to copy.
+            let (mut k, mut from) = (if stages > 0 { 0 } else { STEPS * STEP }, key + (which * WARPGROUP_PITCH) as i32);
+            let mut at = Turn::<WIDE_TURNS>::at(ring + which);
             // The parity of the phase before the first is 1: the first span does not wait.
             mbarrier::wait(shared.done(), odd ^ 1);
-            while k < STEPS * STEP {
-                let (to, full) = (shared.wide_tile(at.stage(), 0), shared.wide_keys.full(at));
-                shared.wide_keys.wait_empty(at);
+            loop {
+                // To the step of the stage.
+                while (from > last) & (stages > 0) {
+                    from -= (stages * WARPGROUP_PITCH) as i32;
+                    k += STEP;
+                }
+                if k >= STEPS * STEP {
+                    break;
+                }
+                let (tiles, together) = if from == last { (tiles, together) } else { (WIDE_TILES, WIDE_TILES) };
+                let map = TensorMapPtr(map.0 + (128 * (together - 1)) as u64);
+                let (to, full) = (shared.wide_stage(at), shared.wide_keys.full(at));
+                // What was there before has a barrier of its own. The parity of the phase before the first is 1.
+                let before = Turn::<WIDE_TURNS>::at(at.number() + 2 * WIDE_TURNS - WIDE_STAGES);
+                mbarrier::wait(shared.wide_keys.empty(before), before.parity());
                 mbarrier::expect_tx_if(full, tiles * TILE_BYTES, special::tid_x_again().is_multiple_of(32) as u32);
                 let mut tile = 0;
                 while tile < tiles {
-                    tma::load_4d(to.offset(tile * TILE_BYTES), map, full, [k as i32, key + (tile * 2 * TILE) as i32, 0, kv_head]);
+                    tma::load_4d(to.offset(tile * TILE_BYTES), map, full, [k as i32, from + (tile * WIDE_PITCH) as i32, 0, kv_head]);
                     tile = special::no_unroll(tile + together);
                 }
                 at = at.next().next();
-                k += advance;
+                from += (2 * WARPGROUP_PITCH) as i32;
             }
         }
     }

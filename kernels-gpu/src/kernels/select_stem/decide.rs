@@ -1,7 +1,7 @@
 //! The consumer warpgroups: scores, then lists.
 
 use crate::abi::SelectParams;
-use crate::config::select::{CONSUMER_BARRIER, CONSUMER_THREADS, CONSUMER_WARPS, SPAN, STEPS, WIDE_STAGES};
+use crate::config::select::{CONSUMER_BARRIER, CONSUMER_THREADS, CONSUMER_WARPS, SPAN, STEPS, WIDE_TURNS};
 use crate::layout::select::Row;
 use crate::layout::wide::WideSpan;
 use crate::pipeline::kept::{self, Place};
@@ -91,7 +91,7 @@ unsafe fn score_span_wide(p: &SelectParams, consumer: Consumer) -> bool {
         warp::sync();
         cluster::arrive_release_if(shared.stored(), lane, (lane < 2) as u32);
         mbarrier::wait_cluster(shared.stored(), Place::kept().spans % 2);
-        after_span::<true>(p, span.chunks() * STEPS)
+        after_span::<true>(p, span.warpgroups() * STEPS)
     }
 }
 
@@ -108,7 +108,7 @@ unsafe fn after_span<const WIDE: bool>(p: &SelectParams, stages: u32) -> bool {
         let at = Place::kept();
         let strip = Shared::again().plan(at.strip).strip();
         copy_out::<WIDE>(p, &strip, strip.span(at.first));
-        let next = Place { first: at.first + SPAN as i32, spans: at.spans + 1, ring: (at.ring + stages) % (2 * WIDE_STAGES), ..at };
+        let next = Place { first: at.first + SPAN as i32, spans: at.spans + 1, ring: (at.ring + stages) % (2 * WIDE_TURNS), ..at };
         next.keep();
         next.first < strip.keys
     }
