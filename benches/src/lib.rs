@@ -77,6 +77,7 @@ impl Machine {
             l2: L2::Flushed,
             q_scale: QScaleOrder::default(),
             in_a_row: 1,
+            pause: 0,
         };
         engine(&self.backend, job).expect("a stage that can run")
     }

@@ -64,6 +64,8 @@ pub enum KernelId {
     SummarizeKvTokenScales,
     /// From queries and summaries to the lists of every query block.
     Select,
+    /// The same, of two heads of a KV head at a time, with scores rounded to bf16.
+    SelectWide,
     /// e4m3 means of every eight keys.
     ProbeMeans,
     /// Scores from pooled queries and keys, and their lists.
@@ -80,11 +82,12 @@ pub enum KernelId {
 
 impl KernelId {
     /// Every kernel.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::AppendKv,
         Self::SummarizeKv,
         Self::SummarizeKvTokenScales,
         Self::Select,
+        Self::SelectWide,
         Self::ProbeMeans,
         Self::Probe,
         Self::ListsFromMask,
@@ -98,7 +101,7 @@ impl KernelId {
         match self {
             Self::AppendKv => PtxModule::AppendKv,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => PtxModule::SummarizeKv,
-            Self::Select => PtxModule::Select,
+            Self::Select | Self::SelectWide => PtxModule::Select,
             Self::ProbeMeans | Self::Probe => PtxModule::SelectProbe,
             Self::ListsFromMask | Self::ListsFromCsr => PtxModule::Lists,
             Self::Attend | Self::AttendTokenScales => PtxModule::Attend,
@@ -112,6 +115,7 @@ impl KernelId {
             Self::SummarizeKv => "summarize_kv_fp8_d128",
             Self::SummarizeKvTokenScales => "summarize_kv_fp8_d128_token_scales",
             Self::Select => "select_stem",
+            Self::SelectWide => "select_stem_wide",
             Self::ProbeMeans => "select_probe_means",
             Self::Probe => "select_probe_lists",
             Self::ListsFromMask => "lists_from_mask",
@@ -126,7 +130,7 @@ impl KernelId {
         match self {
             Self::AppendKv => config::append_kv::THREADS,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::THREADS,
-            Self::Select => config::select::THREADS,
+            Self::Select | Self::SelectWide => config::select::THREADS,
             Self::ProbeMeans => config::probe_sel::MEANS_THREADS,
             Self::Probe => config::probe_sel::THREADS,
             Self::ListsFromMask | Self::ListsFromCsr => config::lists::THREADS,
@@ -139,7 +143,7 @@ impl KernelId {
         match self {
             Self::AppendKv => config::append_kv::SMEM_BYTES,
             Self::SummarizeKv | Self::SummarizeKvTokenScales => config::summarize_kv::SMEM_BYTES,
-            Self::Select => config::select::smem::BYTES,
+            Self::Select | Self::SelectWide => config::select::smem::BYTES,
             Self::ProbeMeans => config::probe_sel::MEANS_SMEM_BYTES,
             Self::Probe => config::probe_sel::smem::BYTES,
             Self::ListsFromMask | Self::ListsFromCsr => config::lists::SMEM_BYTES,
@@ -173,6 +177,7 @@ mod tests {
             (KernelId::SummarizeKv, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::SummarizeKvTokenScales, vec![size_of::<abi::SummarizeKvParams>()]),
             (KernelId::Select, vec![size_of::<abi::SelectParams>(), 128, 128, 128]),
+            (KernelId::SelectWide, vec![size_of::<abi::SelectParams>(), 128, 128, 128]),
             (KernelId::ProbeMeans, vec![size_of::<abi::ProbeMeansParams>()]),
             (KernelId::Probe, vec![size_of::<abi::SelectProbeParams>()]),
             (KernelId::ListsFromMask, vec![size_of::<abi::MaskListsParams>()]),

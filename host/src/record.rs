@@ -61,6 +61,8 @@ pub struct Record {
     pub repeat: usize,
     /// Launches in a row between the events of a repetition, whose time is divided by their number; none: one.
     pub in_a_row: Option<usize>,
+    /// Milliseconds of idleness before each repetition, which leave the GPU below its power limit; none: as fast as they come.
+    pub pause_ms: Option<usize>,
     /// Turns that the repetitions were spread over, other measurements of the same run between them.
     pub rounds: Option<usize>,
     /// When the run began that the line belongs to: lines with one name were measured in turns on one machine.

@@ -232,13 +232,14 @@ fn long_requests_are_exact(#[case] lengths: &[(i32, i32)], #[case] heads: (usize
 /// More strips than the GPU has room for: every block takes several, to and fro, of many rows and of few. Where there are few, those of the
 /// second round are shorter ([`stem_attn_kernels::layout::windows`]): on 132 multiprocessors in one case, on the emulator's four in another.
 #[rstest]
-#[case::alone(&[(20_000, 20_000), (700, 1500), (2, 9000)], (64, 8))]
-#[case::in_pairs(&[(12_300, 33_000), (1, 100), (900, 1000)], (64, 8))]
-#[case::in_pairs_of_longer_rows(&[(12_300, 66_000), (300, 300)], (64, 8))]
-#[case::of_two_lengths(&[(14_336, 14_336)], (64, 8))]
-#[case::of_two_lengths_on_four(&[(10_240, 10_240)], (2, 1))]
-fn several_strips_a_block_are_exact(#[case] lengths: &[(i32, i32)], #[case] heads: (usize, usize)) {
-    let oam = OamConfig { qk_scale: 0.25, lambda: 0.0, count_empty_runs: false, round_bf16: false };
+#[case::alone(&[(20_000, 20_000), (700, 1500), (2, 9000)], (64, 8), false)]
+#[case::in_pairs(&[(12_300, 33_000), (1, 100), (900, 1000)], (64, 8), false)]
+#[case::in_pairs_of_longer_rows(&[(12_300, 66_000), (300, 300)], (64, 8), false)]
+#[case::in_pairs_that_share_products(&[(8300, 99_000), (300, 300)], (64, 8), true)]
+#[case::of_two_lengths(&[(14_336, 14_336)], (64, 8), false)]
+#[case::of_two_lengths_on_four(&[(10_240, 10_240)], (2, 1), false)]
+fn several_strips_a_block_are_exact(#[case] lengths: &[(i32, i32)], #[case] heads: (usize, usize), #[case] round_bf16: bool) {
+    let oam = OamConfig { qk_scale: 0.25, lambda: 0.0, count_empty_runs: false, round_bf16 };
     let config = StemConfig { oam, ..choosy() };
     let problem = Problem::new(3, lengths, heads, &config, true);
     let Some(scores) = check(&problem, &config) else { return };

@@ -158,6 +158,8 @@ pub struct Tensor {
 /// A copy of bytes to shared memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Bulk {
+    /// Whether they come from device memory or from shared memory of the own block.
+    pub source: Space,
     /// Where they go.
     pub to: Addr,
     /// Where they are.
@@ -262,7 +264,6 @@ pub(super) fn atomic(cx: &mut Cx) -> Result<Op> {
 
 /// `cp.async` in all its forms.
 pub(super) fn copy(cx: &mut Cx) -> Result<Op> {
-    let bulk = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes";
     let small = ["cp.async.ca.shared.global", "cp.async.cg.shared.global"];
     match cx.op {
         "cp.async.commit_group" => Ok(Op::CpCommit),
@@ -274,7 +275,8 @@ pub(super) fn copy(cx: &mut Cx) -> Result<Op> {
         "cp.async.mbarrier.arrive.noinc.shared::cta.b64" | "cp.async.mbarrier.arrive.noinc.shared.b64" => {
             Ok(Op::CpArrive { at: cx.address(0)?, counted: true })
         }
-        op if op == bulk => Ok(Op::Bulk(Bulk { to: cx.address(0)?, from: cx.address(1)?, bytes: cx.word(2)?, done: cx.address(3)? })),
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes" => bulk(cx, Space::Global),
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes" => bulk(cx, Space::Shared),
         op if op.starts_with("cp.async.bulk.tensor.") => tensor(cx),
         op if op.starts_with("cp.async.bulk.prefetch.") => Ok(Op::Nothing),
         op if small.contains(&op) => {
@@ -287,6 +289,10 @@ pub(super) fn copy(cx: &mut Cx) -> Result<Op> {
         }
         _ => cx.unknown(),
     }
+}
+
+fn bulk(cx: &mut Cx, source: Space) -> Result<Op> {
+    Ok(Op::Bulk(Bulk { source, to: cx.address(0)?, from: cx.address(1)?, bytes: cx.word(2)?, done: cx.address(3)? }))
 }
 
 fn tensor(cx: &mut Cx) -> Result<Op> {
@@ -308,6 +314,8 @@ fn tensor(cx: &mut Cx) -> Result<Op> {
 /// `mbarrier`.
 pub(super) fn mbarrier(cx: &mut Cx) -> Result<Op> {
     let space = if cx.has("shared::cluster") { Space::Cluster } else { Space::Shared };
+    // The default is an order within the block.
+    let cluster = cx.has("cluster") && !cx.has("relaxed");
     match cx.segment(1) {
         "init" => Ok(Op::MbarInit(cx.address(0)?, cx.word(1)?)),
         "inval" => Ok(Op::Nothing),
@@ -319,11 +327,11 @@ pub(super) fn mbarrier(cx: &mut Cx) -> Result<Op> {
             }
             let count = if cx.args.len() > 2 && !cx.has("expect_tx") { cx.word(2)? } else { cx.constant(1) };
             let bytes = if cx.has("expect_tx") { Some(cx.word(2)?) } else { None };
-            Ok(Op::MbarArrive { at: cx.address(1)?, count, bytes, space })
+            Ok(Op::MbarArrive { at: cx.address(1)?, count, bytes, space, cluster })
         }
         "try_wait" | "test_wait" if cx.has("parity") => {
             let wait = cx.segment(1) == "try_wait";
-            Ok(Op::MbarTry { result: cx.to(0)?, at: cx.address(1)?, parity: cx.word(2)?, wait })
+            Ok(Op::MbarTry { result: cx.to(0)?, at: cx.address(1)?, parity: cx.word(2)?, wait, cluster })
         }
         _ => cx.unknown(),
     }

@@ -107,8 +107,8 @@ pub enum Op {
         /// The predicate.
         of: P,
     },
-    /// Arrival at the barrier of the cluster.
-    ClusterArrive,
+    /// Arrival at the barrier of the cluster, and whether it releases.
+    ClusterArrive(bool),
     /// Wait at the barrier of the cluster.
     ClusterWait,
     /// A new mbarrier: address and arrivals of a phase.
@@ -123,6 +123,8 @@ pub enum Op {
         bytes: Option<W>,
         /// Whether it may lie in another block.
         space: Space,
+        /// Whether it releases to the cluster; else only to the block.
+        cluster: bool,
     },
     /// Bytes that an mbarrier is to expect.
     MbarExpect(Addr, W),
@@ -136,6 +138,8 @@ pub enum Op {
         parity: W,
         /// Whether to wait a while first.
         wait: bool,
+        /// Whether it acquires what the cluster released; else only what the block did.
+        cluster: bool,
     },
     /// The address of another block's shared memory: result, address here, block.
     Mapa(W, W, W),

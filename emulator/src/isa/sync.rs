@@ -50,7 +50,8 @@ fn barrier(cx: &mut Cx) -> Result<Decoded> {
     let threads = |cx: &mut Cx, i: usize| if cx.args.len() > i { cx.word(i).map(Some) } else { Ok(None) };
     let op = match cx.op {
         "bar.warp.sync" => return Ok((Some(Together::Mask(cx.word(0)?)), Op::WarpSync)),
-        "barrier.cluster.arrive" | "barrier.cluster.arrive.release" | "barrier.cluster.arrive.relaxed" => Op::ClusterArrive,
+        "barrier.cluster.arrive" | "barrier.cluster.arrive.release" => Op::ClusterArrive(true),
+        "barrier.cluster.arrive.relaxed" => Op::ClusterArrive(false),
         "barrier.cluster.wait" | "barrier.cluster.wait.acquire" => Op::ClusterWait,
         "bar.sync" | "bar.cta.sync" | "barrier.sync" | "barrier.cta.sync" => Op::BarSync { id: cx.word(0)?, threads: threads(cx, 1)? },
         "bar.arrive" | "bar.cta.arrive" => Op::BarArrive(cx.word(0)?, cx.word(1)?),

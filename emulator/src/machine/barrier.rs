@@ -68,8 +68,8 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// A warp arrives at the barrier of the cluster.
-    pub(super) fn cluster_arrive(&mut self, warp: &mut Warp) -> Result<()> {
+    /// A warp arrives at the barrier of the cluster, and releases what it knows or does not.
+    pub(super) fn cluster_arrive(&mut self, warp: &mut Warp, release: bool) -> Result<()> {
         if warp.arrived.is_some() {
             fault!("a second arrival at the cluster's barrier without a wait between");
         }
@@ -77,7 +77,7 @@ impl Cluster<'_> {
         self.arrived += 1;
         self.activity += 1;
         if let Some(races) = &mut self.races {
-            races.arrive_cluster(warp, !warp.exited);
+            races.arrive_cluster(warp, !warp.exited, release);
         }
         self.open_cluster_barrier();
         Ok(())

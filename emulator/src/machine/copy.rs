@@ -46,8 +46,10 @@ enum Work {
     Small { block: usize, copies: Vec<SmallCopy>, arrivals: Vec<u32> },
     /// A box, to some blocks. Its bytes count at one mbarrier, or at that of each block with `multicast`.
     Tensor { blocks: Vec<usize>, to: u32, map: Box<Map>, at: [i32; RANK], done: (usize, u32), multicast: bool },
-    /// Bytes.
+    /// Bytes of device memory.
     Bulk { block: usize, to: u32, from: u64, bytes: usize, done: (usize, u32) },
+    /// Bytes of a block's shared memory to that of another: block and address of both.
+    Across { from: (usize, u32), to: (usize, u32), bytes: usize, done: (usize, u32) },
 }
 
 impl Cluster<'_> {
@@ -94,6 +96,18 @@ impl Cluster<'_> {
                 let mut data = vec![0; bytes];
                 self.read_global(from, &mut data)?;
                 self.blocks[block].shared[to as usize..to as usize + bytes].copy_from_slice(&data);
+                self.count(done, 0, -(bytes as i64))
+            }
+            Work::Across { from, to, bytes, done } => {
+                if let Some((gone, _)) = [from, to].iter().find(|(block, _)| self.blocks[*block].running == 0) {
+                    fault!("shared memory of block {gone}, which has exited");
+                }
+                for (at, kind) in [(from, Kind::CopySource), (to, Kind::Copy)] {
+                    self.touch_by_copy(done, &What { at, bytes: bytes as u32, kind, pc }, past)?;
+                }
+                let range = |at: u32| at as usize..at as usize + bytes;
+                let data = self.blocks[from.0].shared[range(from.1)].to_vec();
+                self.blocks[to.0].shared[range(to.1)].copy_from_slice(&data);
                 self.count(done, 0, -(bytes as i64))
             }
         }
@@ -185,7 +199,7 @@ impl Cluster<'_> {
             for (to, from) in at.iter_mut().zip(&tensor.at) {
                 *to = r[*from][lane] as i32;
             }
-            let (block, to) = self.destination(warp, tensor.to.of(r, lane), map.box_bytes(), 128)?;
+            let (block, to) = self.bytes_at(warp, tensor.to.of(r, lane), (map.box_bytes(), 128), Space::Cluster)?;
             let done = self.mbarrier_at(warp.block, tensor.done.of(r, lane), Space::Cluster)?;
             let blocks = tensor.multicast.map_or(vec![block], |m| lanes(r[m][lane] & 0xffff).collect());
             if let Some(none) = blocks.iter().find(|b| **b >= self.blocks.len()) {
@@ -205,9 +219,19 @@ impl Cluster<'_> {
             if bytes % 16 != 0 || from % 16 != 0 {
                 fault!("a copy of {bytes} bytes from {from:#x}: not aligned to 16");
             }
-            let (block, to) = self.destination(warp, bulk.to.of(r, lane), u64::from(bytes), 16)?;
+            let (block, to) = self.bytes_at(warp, bulk.to.of(r, lane), (u64::from(bytes), 16), Space::Cluster)?;
             let done = self.mbarrier_at(warp.block, bulk.done.of(r, lane), Space::Cluster)?;
-            self.start(warp, lane, Work::Bulk { block, to, from, bytes: bytes as usize, done });
+            self.knows(warp, lane, done)?;
+            let work = if bulk.source == Space::Global {
+                Work::Bulk { block, to, from, bytes: bytes as usize, done }
+            } else {
+                if done.0 != block {
+                    fault!("a copy to block {block} that counts in block {}", done.0);
+                }
+                let from = self.bytes_at(warp, from, (u64::from(bytes), 16), bulk.source)?;
+                Work::Across { from, to: (block, to), bytes: bytes as usize, done }
+            };
+            self.start(warp, lane, work);
         }
         Ok(())
     }
@@ -217,13 +241,13 @@ impl Cluster<'_> {
         self.copies.push(Copy { what, pc: self.pc, past });
     }
 
-    /// Block and address of what a copy writes.
-    fn destination(&self, warp: &Warp, at: u64, bytes: u64, align: u64) -> Result<(usize, u32)> {
-        let (block, to) = self.shared(warp.block, at, 16, Space::Cluster)?;
-        if u64::from(to) + bytes > self.blocks[block].shared.len() as u64 || !u64::from(to).is_multiple_of(align) {
-            fault!("a copy of {bytes} bytes to {to}: past the end, or not aligned to {align}");
+    /// Block and address of the bytes in shared memory that a copy writes or reads, so many of such an alignment.
+    fn bytes_at(&self, warp: &Warp, at: u64, (bytes, align): (u64, u64), space: Space) -> Result<(usize, u32)> {
+        let (block, at) = self.shared(warp.block, at, 16, space)?;
+        if u64::from(at) + bytes > self.blocks[block].shared.len() as u64 || !u64::from(at).is_multiple_of(align) {
+            fault!("a copy of {bytes} bytes at {at}: past the end, or not aligned to {align}");
         }
-        Ok((block, to))
+        Ok((block, at))
     }
 
     /// `mapa`: the address of another block's shared memory. That of a block which is not there is an error where it is used.

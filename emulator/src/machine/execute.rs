@@ -94,12 +94,16 @@ impl Cluster<'_> {
             Op::BarOr { result, id, threads, of } => {
                 self.barrier(warp, k, active, &Arrival { id, threads, wait: true, or: Some((of, result)) })?;
             }
-            Op::ClusterArrive => self.cluster_arrive(warp)?,
+            Op::ClusterArrive(release) => self.cluster_arrive(warp, release)?,
             Op::ClusterWait => self.cluster_wait(warp, k)?,
             Op::MbarInit(at, count) => self.mbarrier_init(warp, at, count, active)?,
-            Op::MbarArrive { at, count, bytes, space } => self.mbarrier_arrive(warp, &Arrive { at, count, bytes, space }, active)?,
+            Op::MbarArrive { at, count, bytes, space, cluster } => {
+                self.mbarrier_arrive(warp, &Arrive { at, count, bytes, space, cluster }, active)?;
+            }
             Op::MbarExpect(at, bytes) => self.mbarrier_expect(warp, at, bytes, active)?,
-            Op::MbarTry { result, at, parity, wait } => self.mbarrier_try(warp, k, &Ask { result, at, parity, wait }, active)?,
+            Op::MbarTry { result, at, parity, wait, cluster } => {
+                self.mbarrier_try(warp, k, &Ask { result, at, parity, wait, cluster }, active)?;
+            }
             Op::Mapa(to, at, block) => self.map_address(warp, (to, at, block), active),
             Op::CpAsync { to, from, bytes, used } => self.start_small(warp, (to, from), bytes, used, active)?,
             Op::CpCommit => warp.copy_groups.push_back(std::mem::take(&mut warp.copies)),

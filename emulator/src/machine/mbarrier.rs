@@ -30,6 +30,8 @@ pub(super) struct Arrive {
     pub(super) count: W,
     pub(super) bytes: Option<W>,
     pub(super) space: Space,
+    /// Whether it releases to the cluster.
+    pub(super) cluster: bool,
 }
 
 impl Cluster<'_> {
@@ -88,7 +90,7 @@ impl Cluster<'_> {
             let at = self.mbarrier_at(warp.block, arrive.at.of(&warp.registers, lane), arrive.space)?;
             self.knows(warp, lane, at)?;
             if let Some(races) = &mut self.races {
-                races.arrive(warp, lane, at);
+                races.arrive(warp, lane, at, arrive.cluster);
             }
             let bytes = arrive.bytes.map_or(0, |b| i64::from(warp.registers[b][lane]));
             self.count(at, i64::from(warp.registers[arrive.count][lane]), bytes)?;
@@ -128,7 +130,7 @@ impl Cluster<'_> {
             }
         }
         if let Some(races) = &mut self.races {
-            open.iter().for_each(|(place, mask)| races.leave_mbarrier(warp, *mask, *place));
+            open.iter().for_each(|(place, mask)| races.leave_mbarrier(warp, *mask, *place, ask.cluster));
         }
         warp.registers.set(ask.result, bits, mask);
         Ok(())
@@ -141,4 +143,6 @@ pub(super) struct Ask {
     pub(super) at: Addr,
     pub(super) parity: W,
     pub(super) wait: bool,
+    /// Whether it acquires from the cluster.
+    pub(super) cluster: bool,
 }

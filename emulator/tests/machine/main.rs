@@ -1,6 +1,7 @@
 //! Small kernels on the machine: what they compute, and which of their mistakes it finds.
 
 mod barriers;
+mod clusters;
 mod control;
 mod copies;
 mod faults;

@@ -20,7 +20,7 @@ fn warps() -> Run<'static> {
 }
 
 /// What is said about statements that race: something, after the same kernel passed where nobody looked.
-fn race(run: &Run, body: &str) -> String {
+pub(super) fn race(run: &Run, body: &str) -> String {
     let mut quiet = Run { settings: run.settings, ..*run };
     quiet.settings.races = false;
     assert!(quiet.run(body).is_ok());
@@ -170,6 +170,15 @@ fn a_small_copy_that_was_not_waited_for() {
     race(&run, &body("", "bar.warp.sync -1;"));
     race(&run, &body(all, ""));
     assert!(run.run(&body(all, "bar.warp.sync -1;")).is_ok());
+    // The copies' arrivals at an mbarrier, in a cluster of one block and of two.
+    let init = "add.u32 %r9, %r63, 4096; setp.eq.u32 %p0, %r0, 0; @%p0 mbarrier.init.shared::cta.b64 [%r9], 32; bar.sync 0;";
+    let arrive = "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r9];";
+    let body = |wait: &str| format!("{init} {}", body(arrive, &wait.replace("[%r1]", "[%r9]")));
+    for cluster in [1, 2] {
+        let run = Run { input: &input, grid: cluster, cluster, ..Run::default() };
+        race(&run, &body(""));
+        assert!(run.run(&body(WAIT)).is_ok());
+    }
 }
 
 #[test]

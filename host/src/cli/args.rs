@@ -197,6 +197,10 @@ pub struct BenchArgs {
     /// that of a single one has the GPU's way from one to the next in it. The L2 cache is flushed, if so, before the first.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub in_a_row: u32,
+    /// Milliseconds in which the GPU has nothing to do before each timing, so that it stays below its power limit and keeps its highest
+    /// clock; with `--l2 flushed` only, as the flush gives the host time to queue what is timed.
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub pause: u32,
     /// Takes the lines of one length in turns, this many times, so that they share the GPU's clocks.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,

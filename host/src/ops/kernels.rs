@@ -16,6 +16,7 @@ pub struct Kernels {
     pub(super) lists_from_mask: Kernel,
     pub(super) lists_from_csr: Kernel,
     pub(super) select: Kernel,
+    pub(super) select_wide: Kernel,
     pub(super) probe_means: Kernel,
     pub(super) probe: Kernel,
     pub(super) attend: Kernel,
@@ -28,7 +29,7 @@ impl Kernels {
         self.device.info().sm_count as usize
     }
 
-    /// Blocks of `select` that run at a time in clusters of 1 and of 2; 0 where the driver cannot tell.
+    /// Blocks of `select` that run at a time in clusters of 1 and of 2; 0 where the driver cannot tell. `select_wide` takes as much.
     pub(super) fn select_blocks(&self) -> [usize; 2] {
         self.select_blocks
     }
@@ -72,6 +73,7 @@ impl Kernels {
             lists_from_mask: kernel(KernelId::ListsFromMask)?,
             lists_from_csr: kernel(KernelId::ListsFromCsr)?,
             select,
+            select_wide: kernel(KernelId::SelectWide)?,
             probe_means: kernel(KernelId::ProbeMeans)?,
             probe: kernel(KernelId::Probe)?,
             attend: kernel(KernelId::Attend)?,
@@ -93,6 +95,7 @@ impl Kernels {
             KernelId::ListsFromMask => &self.lists_from_mask,
             KernelId::ListsFromCsr => &self.lists_from_csr,
             KernelId::Select => &self.select,
+            KernelId::SelectWide => &self.select_wide,
             KernelId::ProbeMeans => &self.probe_means,
             KernelId::Probe => &self.probe,
             KernelId::Attend => &self.attend,

@@ -146,9 +146,15 @@ pub fn select(at: &Launcher<'_>, args: &Select, config: &StemConfig) -> Result<(
         total_kb: int("total_kb", total_kb)?,
         q_mapped: int("q_mapped", q_mapped)?,
     };
-    let [tile, tiles] = [select_maps::key_sums(at, &args.k_sums, 1)?, select_maps::key_sums(at, &args.k_sums, 2)?];
     let grid = Launch::grid(shape.blocks, 1, 1).cluster([shape.cluster as u32, 1, 1]).overlap(args.overlap && at.kernels.overlaps());
-    // SAFETY: the kernel takes this block and the maps; every extent it touches was checked above, the spans promise the memory.
+    if shape.wide(config.oam.round_bf16, geometry.max_kb) {
+        let [tile, tiles] = select_maps::every_second_tile(at, &args.k_sums)?;
+        let args = [Arg::of(&params), Arg::of(&tile), Arg::of(&tiles), Arg::of(&q_map)];
+        // SAFETY: as below.
+        return unsafe { at.kernels.select_wide.launch(at.stream, &grid, &args) };
+    }
+    let [tile, tiles] = [select_maps::key_sums(at, &args.k_sums, 1)?, select_maps::key_sums(at, &args.k_sums, 2)?];
+    // SAFETY: either kernel takes this block and the maps; every extent it touches was checked above, the spans promise the memory.
     // The grid is a multiple of the cluster, whose heads share a KV head: the cluster divides the group.
     unsafe { at.kernels.select.launch(at.stream, &grid, &[Arg::of(&params), Arg::of(&tile), Arg::of(&tiles), Arg::of(&q_map)]) }
 }

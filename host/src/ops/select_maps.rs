@@ -27,6 +27,47 @@ pub(super) fn key_sums(at: &Launcher<'_>, sums: &Span<bf16>, tiles: u32) -> Resu
     TensorMap::encode(at.kernels.device(), &desc)
 }
 
+/// The same in boxes of one and of two tiles, every second one of the tensor's, as `select_stem_wide` has them:
+/// `[2048, first key blocks, tiles, hkv]`. A map ends where all tiles of a box are in the tensor.
+pub(super) fn every_second_tile(at: &Launcher<'_>, sums: &Span<bf16>) -> Result<[TensorMap; 2]> {
+    let map = |tiles| {
+        let view = TileView::new(at.geometry.host().total_kb(), at.heads.hkv, tiles);
+        TensorMap::encode(at.kernels.device(), &view.desc(sums))
+    };
+    Ok([map(1)?, map(2)?])
+}
+
+/// Key sums in boxes of some tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TileView {
+    dims: [u64; 4],
+    strides: [u64; 3],
+    box_dims: [u32; 4],
+}
+
+impl TileView {
+    fn new(total_kb: usize, hkv: usize, tiles: u32) -> Self {
+        let row = (SUM_LEN * size_of::<bf16>()) as u64;
+        let there = total_kb.saturating_sub((2 * TILE * (tiles - 1)) as usize) as u64;
+        // There has to be a map: of the first key block, if it is one the kernel does not look at.
+        let dims = if there > 0 { [SUM_LEN as u64, there, tiles.into(), hkv as u64] } else { [SUM_LEN as u64, 1, 1, 1] };
+        Self { dims, strides: [row, u64::from(2 * TILE) * row, row * total_kb as u64], box_dims: [STEP, TILE, tiles, 1] }
+    }
+
+    fn desc(&self, sums: &Span<bf16>) -> TensorMapDesc<'_> {
+        TensorMapDesc {
+            name: "k_sums",
+            element: ElementType::Bf16,
+            address: sums.address(),
+            bytes: sums.bytes(),
+            dims: &self.dims,
+            strides: &self.strides,
+            box_dims: &self.box_dims,
+            swizzle: Swizzle::B128,
+        }
+    }
+}
+
 /// The map of the queries, which are there and have checked strides, and how many tokens it reaches.
 pub(super) fn queries(at: &Launcher<'_>, q: &Span<F8E4M3>, rows: RowStrides) -> Result<(TensorMap, usize)> {
     let view = QueryView::new(at.geometry.host().total_q, at.heads.hq, rows);
@@ -81,6 +122,23 @@ mod tests {
     fn span(len: usize) -> Span<F8E4M3> {
         // SAFETY: nothing is launched.
         unsafe { Span::from_raw(0x7f00_0000_0000, len) }
+    }
+
+    /// Element (k, j, t, h) of a map of key sums is key block j + 128 t of head h; none lies behind the tensor.
+    #[test]
+    fn maps_of_every_second_tile_stay_inside_the_tensor() {
+        for total_kb in [1, 63, 64, 65, 127, 128, 129, 192, 193, 1000, 8192] {
+            for (hkv, tiles) in [(1, 1), (1, 2), (4, 1), (4, 2)] {
+                // SAFETY: nothing is launched.
+                let sums = unsafe { Span::from_raw(0x7f00_0000_0000, hkv * total_kb * SUM_LEN) };
+                let view = TileView::new(total_kb, hkv, tiles);
+                view.desc(&sums).validate().unwrap_or_else(|e| panic!("{total_kb}, {hkv}, {tiles}: {e}"));
+                let blocks = total_kb.saturating_sub(128 * (tiles as usize - 1)) as u64;
+                let there = [SUM_LEN as u64, blocks, tiles.into(), hkv as u64];
+                assert_eq!(view.dims, if blocks > 0 { there } else { [SUM_LEN as u64, 1, 1, 1] });
+                assert_eq!(view.strides, [1, 128, total_kb as u64].map(|rows| rows * 4096));
+            }
+        }
     }
 
     /// Every map is legal, and ends where the tensor does or before.

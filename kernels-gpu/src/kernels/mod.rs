@@ -5,6 +5,7 @@ pub mod attend;
 pub mod attend_token_scales;
 pub mod lists;
 pub mod probe;
+pub mod probe_cluster;
 pub mod probe_copy;
 pub mod probe_cp_async;
 pub mod probe_gather;

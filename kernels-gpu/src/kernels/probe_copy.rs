@@ -156,7 +156,7 @@ pub unsafe extern "gpu-kernel" fn probe_tma_pages(p: ProbeParams, _map: TensorMa
     }
 }
 
-/// The same, by an elected lane of the first warp.
+/// The same, by an elected lane of the first warp; every second box is not kept in L2.
 ///
 /// `out`: as [`probe_tma_2d`].
 ///
@@ -174,7 +174,12 @@ pub unsafe extern "gpu-kernel" fn probe_tma_pages_elected(p: ProbeParams, _map: 
             let mut i = 0;
             while i < boxes {
                 let page = global::ld_nc_u32(super::probe::word(p.a, i)) as i32;
-                tma::load_4d_once(region(0).offset(i * rows * 128), map, barrier_at(0), [0, p.z, p.y, page]);
+                let (to, coords) = (region(0).offset(i * rows * 128), [0, p.z, p.y, page]);
+                if i % 2 == 0 {
+                    tma::load_4d_once(to, map, barrier_at(0), coords);
+                } else {
+                    tma::load_4d(to, map, barrier_at(0), coords);
+                }
                 i += 1;
             }
         }

@@ -124,6 +124,32 @@ pub unsafe extern "gpu-kernel" fn probe_wgmma_bf16_ss_n32(p: ProbeParams) {
     }
 }
 
+/// bf16, both operands in shared memory, 64 columns: K = 64. `b`: image of 64 rows; `out`: f32 `[128, 32]`; the rest as
+/// [`probe_wgmma_e4m3_ss`].
+///
+/// # Safety
+/// As [`probe_wgmma_e4m3_ss`].
+#[unsafe(no_mangle)]
+pub unsafe extern "gpu-kernel" fn probe_wgmma_bf16_ss_n64(p: ProbeParams) {
+    // SAFETY: as in probe_wgmma_e4m3_ss.
+    unsafe {
+        copy_in(region(0), p.a, ROWS64);
+        copy_in(region(1), p.b, ROWS64);
+        hand_over();
+        let (da, db) = (descriptor_k128(region(0).0), descriptor_k128(region(1).0));
+        let mut acc = [f32::from_bits(p.y as u32); 32];
+        wgmma::fence();
+        wgmma::bf16_m64n64k16_ss(&mut acc, da, db, p.x as u32);
+        wgmma::bf16_m64n64k16_ss(&mut acc, da + 2, db + 2, 1);
+        wgmma::bf16_m64n64k16_ss(&mut acc, da + 4, db + 4, 1);
+        wgmma::bf16_m64n64k16_ss(&mut acc, da + 6, db + 6, 1);
+        wgmma::commit();
+        wgmma::wait::<0>();
+        wgmma::keep(&mut acc);
+        with_indices!(32, dump(acc, p.out, 32));
+    }
+}
+
 /// e4m3, A in registers. `a`: u32 `[128, 4, 4]`: thread, step along K, register; the rest as [`probe_wgmma_e4m3_ss`].
 ///
 /// # Safety

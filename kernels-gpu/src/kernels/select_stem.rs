@@ -17,7 +17,8 @@ use crate::config::select::{
     CONSUMER_REGS, CONSUMER_THREADS, CONSUMER_WARPS, CONSUMERS, COPY_REGS, OCTETS, PLANS, QUERY_STAGES, SIDE_WARPS, SPAN, SUM_REGS,
     SUM_TURNS, SUM_WARPS, THREADS,
 };
-use crate::pipeline::scores::{Consumer, Shared};
+use crate::pipeline::scores::Consumer;
+use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{TensorMap, TensorMapPtr, tensor_map_param};
 use crate::ptx::{cluster, mbarrier, pdl, regs, special, warp};
@@ -34,7 +35,19 @@ pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _tile: TensorMap,
     let k_maps = [tensor_map_param!(select_stem, 1), tensor_map_param!(select_stem, 2)];
     let q_map = tensor_map_param!(select_stem, 3);
     // SAFETY: forwarded from the host.
-    unsafe { select(&p, k_maps, q_map) }
+    unsafe { select::<false>(&p, k_maps, q_map) }
+}
+
+/// As [`select_stem`], in clusters of two that share the products of their heads ([`crate::pipeline::wide`]), where scores are rounded to bf16.
+///
+/// # Safety
+/// As [`select_stem`]; the clusters have two blocks, and `round_bf16` is set.
+#[unsafe(no_mangle)]
+pub unsafe extern "gpu-kernel" fn select_stem_wide(p: SelectParams, _tile: TensorMap, _tiles: TensorMap, _queries: TensorMap) {
+    let k_maps = [tensor_map_param!(select_stem_wide, 1), tensor_map_param!(select_stem_wide, 2)];
+    let q_map = tensor_map_param!(select_stem_wide, 3);
+    // SAFETY: forwarded from the host.
+    unsafe { select::<true>(&p, k_maps, q_map) }
 }
 
 /// The kernel's body: barriers, then roles.
@@ -42,7 +55,7 @@ pub unsafe extern "gpu-kernel" fn select_stem(p: SelectParams, _tile: TensorMap,
 /// # Safety
 /// As the entry; called by all threads of the block.
 #[inline(always)]
-unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPtr) {
+unsafe fn select<const WIDE: bool>(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPtr) {
     let shared = Shared::of_block();
     let thread = special::tid_x();
     let blocks = cluster::blocks();
@@ -50,7 +63,7 @@ unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPt
     // all of its cluster have, so that no signal or copy of theirs finds it gone.
     unsafe {
         if thread == 0 {
-            init(shared, blocks);
+            init::<WIDE>(shared, blocks);
         }
         cluster::meet();
         pdl::launch_dependents();
@@ -60,22 +73,27 @@ unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPt
             regs::setmaxnreg_inc::<CONSUMER_REGS>();
             pdl::wait();
             let consumer = Consumer { warpgroup: warp_index / 4, thread: thread % 128, blocks };
-            decide::consume(p, consumer);
+            decide::consume::<WIDE>(p, consumer);
         } else if warp_index < CONSUMER_WARPS + SIDE_WARPS {
             regs::setmaxnreg_dec::<SUM_REGS>();
             if warp_index < CONSUMER_WARPS + SUM_WARPS {
-                sum::sum_queries(p, shared, q_map, warp_index - CONSUMER_WARPS);
+                sum::sum_queries::<WIDE>(p, shared, q_map, warp_index - CONSUMER_WARPS);
             } else {
                 pdl::wait();
                 make_terms(p, shared);
             }
         } else {
             regs::setmaxnreg_dec::<COPY_REGS>();
-            if warp_index == CONSUMER_WARPS + SIDE_WARPS {
+            let copies = warp_index == CONSUMER_WARPS + SIDE_WARPS;
+            if copies | WIDE & (special::no_unroll(warp_index) > CONSUMER_WARPS + SIDE_WARPS + 2) {
                 pdl::wait();
-                copy::copy_keys(p, shared, k_maps, thread % 32);
+                if WIDE {
+                    copy::copy_keys_wide(p, shared, k_maps[0], !copies as u32);
+                } else {
+                    copy::copy_keys(p, shared, k_maps, thread % 32);
+                }
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 1 {
-                copy::hand_over_sums(p, shared, thread % 32);
+                copy::hand_over_sums::<WIDE>(p, shared, thread % 32);
             } else if warp_index == CONSUMER_WARPS + SIDE_WARPS + 2 {
                 plan_strips(p, shared, thread % 32);
             }
@@ -89,11 +107,18 @@ unsafe fn select(p: &SelectParams, k_maps: [TensorMapPtr; 2], q_map: TensorMapPt
 /// # Safety
 /// One thread, before any other use; a barrier of the cluster follows.
 #[inline(always)]
-unsafe fn init(shared: Shared, blocks: u32) {
+unsafe fn init<const WIDE: bool>(shared: Shared, blocks: u32) {
     // SAFETY: forwarded.
     unsafe {
-        shared.keys.init(1, CONSUMERS * blocks);
-        shared.sums.init(1, CONSUMERS);
+        if WIDE {
+            shared.wide_keys.init(1, 1);
+            shared.sums.init(1, CONSUMERS * blocks);
+            mbarrier::init(shared.made(), CONSUMER_WARPS * blocks);
+            mbarrier::init(shared.stored(), CONSUMER_WARPS * blocks);
+        } else {
+            shared.keys.init(1, CONSUMERS * blocks);
+            shared.sums.init(1, CONSUMERS);
+        }
         shared.plans.init(32, CONSUMER_THREADS);
         let (mut at, mut turn) = (Turn::START, 0);
         while turn < SUM_TURNS {
@@ -107,7 +132,7 @@ unsafe fn init(shared: Shared, blocks: u32) {
             mbarrier::init(shared.unit_full(stage), 1);
             stage += 1;
         }
-        mbarrier::init(shared.done(), CONSUMER_WARPS * blocks);
+        mbarrier::init(shared.done(), if WIDE { CONSUMER_WARPS } else { CONSUMER_WARPS * blocks });
         mbarrier::init(shared.terms(), 32);
         mbarrier::init(shared.terms_read(), CONSUMER_THREADS);
         mbarrier::init_fence();

@@ -9,6 +9,7 @@ pub mod probe_sel;
 pub mod runs;
 pub mod select;
 pub mod transpose;
+pub mod wide;
 pub mod windows;
 
 /// Order of 32 consecutive tokens along a row of a transposed V tile: position p holds token `V_TOKEN_ORDER[p]`.

@@ -45,8 +45,8 @@ pub const fn code_of_token(first: u32, token: u32) -> u32 {
 /// Where the lane's sums of part 0 go among the octet's rows of a group of query sums ([`sum_offset`]): the lower eight dimensions; the
 /// upper eight lie at the offset with bit 4 flipped.
 #[inline(always)]
-pub const fn sums_at(lane: u32) -> u32 {
-    sum_offset(lane / 8, chunk(lane))
+pub const fn sums_at<const WIDE: bool>(lane: u32) -> u32 {
+    sum_offset::<WIDE>(lane / 8, chunk(lane))
 }
 
 /// The same, or an address, for part `part`.
@@ -86,7 +86,11 @@ mod tests {
     #[test]
     fn sums_land_in_their_rows() {
         for (lane, part) in (0..32).flat_map(|lane| (0..PARTS).map(move |part| (lane, part))) {
-            assert_eq!(sums_of_part(sums_at(lane), part), sum_offset(block(lane, part), chunk(lane)), "lane {lane}, part {part}");
+            assert_eq!(
+                sums_of_part(sums_at::<false>(lane), part),
+                sum_offset::<false>(block(lane, part), chunk(lane)),
+                "lane {lane}, part {part}"
+            );
         }
     }
 }

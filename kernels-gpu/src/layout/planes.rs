@@ -30,9 +30,24 @@ impl Half {
 pub fn half_planes<B: Blend>(scores: [u32; 16], half: Half) -> [u32; 8] {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = scores;
     let pair = |low, high| B::bytes(low, high, half.0);
-    let words = [pair(a, i), pair(b, j), pair(c, k), pair(d, l), pair(e, m), pair(f, n), pair(g, o), pair(h, p)];
-    // Trades the number of the word for the place of a bit in its byte, a binary digit at a time.
+    spread::<B>([pair(a, i), pair(b, j), pair(c, k), pair(d, l), pair(e, m), pair(f, n), pair(g, o), pair(h, p)])
+}
+
+/// The same of scores that are bf16 values, in pairs: word u of each four has a lane's places u, and u + 4 in its high half.
+#[inline(always)]
+pub fn pair_planes<B: Blend>(words: [u32; 8]) -> [u32; 8] {
     let [a, b, c, d, e, f, g, h] = words;
+    let pair = |low, high, half: Half| B::bytes(low, high, half.0);
+    let [low, high] = [Half::LOW, Half::HIGH].map(|half| [pair(a, e, half), pair(b, f, half), pair(c, g, half), pair(d, h, half)]);
+    let ([a, b, c, d], [e, f, g, h]) = (low, high);
+    spread::<B>([a, b, c, d, e, f, g, h])
+}
+
+/// [`half_planes`] of eight words, word u with the halves of u and u + 8.
+#[inline(always)]
+fn spread<B: Blend>(words: [u32; 8]) -> [u32; 8] {
+    let [a, b, c, d, e, f, g, h] = words;
+    // Trades the number of the word for the place of a bit in its byte, a binary digit at a time.
     let ([a, b], [c, d], [e, f], [g, h]) = (traded::<B, 1>(a, b), traded::<B, 1>(c, d), traded::<B, 1>(e, f), traded::<B, 1>(g, h));
     let ([a, c], [b, d], [e, g], [f, h]) = (traded::<B, 2>(a, c), traded::<B, 2>(b, d), traded::<B, 2>(e, g), traded::<B, 2>(f, h));
     let ([a, e], [b, f], [c, g], [d, h]) = (traded::<B, 4>(a, e), traded::<B, 4>(b, f), traded::<B, 4>(c, g), traded::<B, 4>(d, h));
@@ -91,6 +106,14 @@ impl Signs {
     pub const fn new(high: &[u32; 16]) -> Self {
         let [.., h, i, j, k, l, m, n, o, negative] = *high;
         Self { negative, lost: h & i & j & k & l & m & n & o }
+    }
+
+    /// From the planes of scores that are bf16 values, minus zero among them: it counts as zero.
+    #[inline(always)]
+    pub const fn of_bf16(planes: &[u32; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, negative] = *planes;
+        let magnitude = a | b | c | d | e | f | g | h | i | j | k | l | m | n | o;
+        Self { negative: negative & magnitude, ..Self::new(planes) }
     }
 
     /// No score is negative or not finite.
@@ -254,6 +277,30 @@ pub(crate) mod tests {
             let planes = key_planes(&scores, false);
             for (u, &score) in scores.iter().enumerate() {
                 assert_eq!(key(&planes, u), score_key(score), "{score:#x}");
+            }
+        }
+    }
+
+    /// Every bf16 value in both halves of a word, minus zero as it is, in pairs of either kind.
+    #[test]
+    fn planes_of_pairs_are_the_bits_of_the_keys() {
+        for (first, near) in (0..=0xffffu32).step_by(32).flat_map(|first| [(first, false), (first, true)]) {
+            let score = |u: usize| (first + u as u32) << 16;
+            let [low, high] = if near {
+                let words = |from: usize| std::array::from_fn(|u| from + u / 4 * 8 + u % 4).map(|u| score(u) >> 16 | score(u + 4));
+                [0, 16].map(|from| pair_planes::<Host>(words(from)))
+            } else {
+                let words = std::array::from_fn(|u| score(u) >> 16 | score(u + 16));
+                [Half::LOW, Half::HIGH].map(|half| half_planes::<Host>(words, half))
+            };
+            let planes = joined_planes::<Host>(low, high);
+            let signs = Signs::of_bf16(&planes);
+            for u in 0..32 {
+                let bits = planes[..15]
+                    .iter()
+                    .rev()
+                    .fold(signs.key_plane(Signs::TOP) >> u & 1, |key, plane| key << 1 | signs.key_plane(*plane) >> u & 1);
+                assert_eq!(bits, score_key(score(u)) >> 16, "{:#x}", score(u));
             }
         }
     }

@@ -5,10 +5,10 @@ use crate::config::select::SUM_BYTES;
 
 /// Where the sum of row `row`, dimensions `16 * chunk ..` of a group, goes in the operand of one group of query sums, two steps of
 /// 64 dimensions in rows of 128 bytes with the 128-byte swizzle. The upper eight of the dimensions lie at the offset with bit 4
-/// flipped.
+/// flipped. `WIDE`: each step has 32 more rows behind these, of another head.
 #[inline(always)]
-pub const fn sum_offset(row: u32, chunk: u32) -> u32 {
-    chunk / 4 * SUM_BYTES + swizzle_128((row * 128 + chunk % 4 * 32) as usize) as u32
+pub const fn sum_offset<const WIDE: bool>(row: u32, chunk: u32) -> u32 {
+    chunk / 4 * (SUM_BYTES << WIDE as u32) + swizzle_128((row * 128 + chunk % 4 * 32) as usize) as u32
 }
 
 /// Group and number of the octet of unit `k` of up to 64, where a group has `octets` of them, 1 to 4: group by group, without a division.
@@ -112,9 +112,11 @@ mod tests {
     #[test]
     fn sums_land_where_the_products_read_them() {
         let mut seen = vec![false; 2 * SUM_BYTES as usize];
+        let wide = |row, chunk| sum_offset::<true>(row, chunk) - chunk / 4 * SUM_BYTES;
         for row in 0..32u32 {
             for d in 0..128u32 {
-                let at = (sum_offset(row, d / 16) ^ (d / 8 % 2 * 16)) + d % 8 * 2;
+                assert_eq!(sum_offset::<false>(row, d / 16), wide(row, d / 16));
+                let at = (sum_offset::<false>(row, d / 16) ^ (d / 8 % 2 * 16)) + d % 8 * 2;
                 let want = d / 64 * SUM_BYTES + swizzle_128((row * 128 + d % 64 * 2) as usize) as u32;
                 assert_eq!(at, want, "row {row}, dimension {d}");
                 assert!(!std::mem::replace(&mut seen[at as usize], true));

@@ -1,8 +1,8 @@
 //! What a warp of `select_stem` keeps in shared memory: the compiler would have to keep it in registers, or in local memory, through
 //! stretches that need them all. Of a consumer that is where it is, of the others what they say.
 
-use super::scores::Shared;
-use crate::ptx::{smem, special, warp};
+use super::shared::Shared;
+use crate::ptx::{SmemAddr, smem, special, warp};
 use crate::tile::plan::Plan;
 
 /// A place on a consumer warp's way.
@@ -14,6 +14,8 @@ pub struct Place {
     pub first: i32,
     /// Spans before it, of all strips.
     pub spans: u32,
+    /// Where it begins in the ring of key sums of `select_stem_wide`: stages before it, of all strips, modulo twice the ring's.
+    pub ring: u32,
 }
 
 impl Place {
@@ -29,7 +31,7 @@ impl Place {
         // SAFETY: the words are the warp's; no lane still reads what was there.
         unsafe {
             warp::sync();
-            smem::st_v4_if(at, [self.strip, self.first as u32, self.spans, 0], leader);
+            smem::st_v4_if(at, [self.strip, self.first as u32, self.spans, self.ring], leader);
             warp::sync();
         }
     }
@@ -43,8 +45,8 @@ impl Place {
         // SAFETY: forwarded.
         unsafe {
             let words = smem::ld_v4(Shared::again().kept(special::tid_x_again() / 32));
-            let [strip, first, spans, _] = words.map(|word| warp::shfl_idx_u32(word, 0));
-            Self { strip, first: first as i32, spans }
+            let [strip, first, spans, ring] = words.map(|word| warp::shfl_idx_u32(word, 0));
+            Self { strip, first: first as i32, spans, ring }
         }
     }
 }
@@ -60,20 +62,15 @@ pub unsafe fn plan() -> Plan {
     shared.plan(unsafe { smem::ld_u32(shared.kept(special::tid_x_again() / 32)) })
 }
 
-/// Has the warp, one of those beside the consumers, keep four words, the same in all lanes. There are three places, `SLOT` 0, 1 and 2.
+/// Has the warp, one of those that sum, keep four words, the same in all lanes. There are three places, `SLOT` 0, 1 and 2.
 ///
 /// # Safety
 /// A whole warp calls it, converged.
 #[inline(always)]
 pub unsafe fn keep<const SLOT: u32>(words: [u32; 4]) {
     const { assert!(SLOT < 3) };
-    let thread = special::tid_x_again();
-    // SAFETY: the place is the warp's; no lane still reads what was there.
-    unsafe {
-        warp::sync();
-        smem::st_v4_if(Shared::again().side_kept(thread / 32).offset(16 * SLOT), words, thread.is_multiple_of(32) as u32);
-        warp::sync();
-    }
+    // SAFETY: forwarded.
+    unsafe { keep_at(Shared::again().side_kept(special::tid_x_again() / 32).offset(16 * SLOT), words) }
 }
 
 /// What the warp has kept last, in a form ptxas knows to be the same in all lanes: it may decide about the warp's way.
@@ -82,9 +79,42 @@ pub unsafe fn keep<const SLOT: u32>(words: [u32; 4]) {
 /// As [`keep`], after it.
 #[inline(always)]
 pub unsafe fn kept_alike<const SLOT: u32>() -> [u32; 4] {
-    // SAFETY: the place is the warp's.
+    // SAFETY: forwarded.
+    unsafe { kept_at(Shared::again().side_kept(special::tid_x_again() / 32).offset(16 * SLOT)) }
+}
+
+/// As [`keep`], for warp `which` of the two that copy key sums in `select_stem_wide`.
+///
+/// # Safety
+/// As [`keep`].
+#[inline(always)]
+pub unsafe fn keep_copy(which: u32, words: [u32; 4]) {
+    // SAFETY: forwarded.
+    unsafe { keep_at(Shared::again().copy_kept(which), words) }
+}
+
+/// As [`kept_alike`], of [`keep_copy`].
+///
+/// # Safety
+/// As [`kept_alike`].
+#[inline(always)]
+pub unsafe fn copy_kept(which: u32) -> [u32; 4] {
+    // SAFETY: forwarded.
+    unsafe { kept_at(Shared::again().copy_kept(which)) }
+}
+
+#[inline(always)]
+unsafe fn keep_at(at: SmemAddr, words: [u32; 4]) {
+    // SAFETY: the place is the warp's; no lane still reads what was there.
     unsafe {
-        let words = smem::ld_v4(Shared::again().side_kept(special::tid_x_again() / 32).offset(16 * SLOT));
-        words.map(|word| warp::shfl_idx_u32(word, 0))
+        warp::sync();
+        smem::st_v4_if(at, words, special::tid_x_again().is_multiple_of(32) as u32);
+        warp::sync();
     }
+}
+
+#[inline(always)]
+unsafe fn kept_at(at: SmemAddr) -> [u32; 4] {
+    // SAFETY: the place is the warp's.
+    unsafe { smem::ld_v4(at).map(|word| warp::shfl_idx_u32(word, 0)) }
 }

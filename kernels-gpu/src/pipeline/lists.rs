@@ -4,11 +4,12 @@ use crate::abi::SelectParams;
 use crate::config::select::{CONSUMER_WARPS, ROWS, SPAN};
 use crate::layout::select::{Row, Rule};
 use crate::pipeline::kept;
-use crate::pipeline::scores::Shared;
+use crate::pipeline::shared::Shared;
 use crate::ptx::{global, math, special, warp};
 use crate::tile::strip::Strip;
-use crate::tile::topk::{DeviceScores, List, Rows, SharedScores, select_row, select_rows};
+use crate::tile::topk::{DeviceScores, List, PairedScores, Rows, Scores, SharedScores, select_row, select_rows};
 use crate::unroll;
+use core::marker::PhantomData;
 
 /// Address of the scores of row `r` in device memory, if they go there.
 #[inline(always)]
@@ -18,12 +19,45 @@ pub fn scores_at(p: &SelectParams, strip: &Strip, r: u32) -> u64 {
     } else {
         strip.head as u32 as u64 * p.total_qb as u32 as u64 + (strip.first as u32 + r) as u64
     };
-    p.scores + row * p.score_stride as u32 as u64 * 4
+    // Here: LLVM would keep what hangs on it in a register through the products.
+    p.scores + row * math::here(p.score_stride) as u32 as u64 * 4
 }
 
 /// The calling warp's rows of the strip it is at, w and w + 16 of warp w, whose scores lie in shared memory. One that is not there has no
 /// candidates. All is read again for every use: registers are short.
-struct Pair<'a>(&'a SelectParams);
+struct Pair<'a, S>(&'a SelectParams, PhantomData<S>);
+
+/// Where the scores of a strip's rows lie in shared memory.
+trait StripScores {
+    type Scores: Scores;
+
+    /// Those of row `r`.
+    fn of(shared: Shared, r: u32) -> Self::Scores;
+}
+
+/// As f32.
+struct Single;
+
+impl StripScores for Single {
+    type Scores = SharedScores<false>;
+
+    #[inline(always)]
+    fn of(shared: Shared, r: u32) -> Self::Scores {
+        shared.scores(r)
+    }
+}
+
+/// As bf16.
+struct Paired<const WIDE: bool>;
+
+impl<const WIDE: bool> StripScores for Paired<WIDE> {
+    type Scores = PairedScores<WIDE>;
+
+    #[inline(always)]
+    fn of(shared: Shared, r: u32) -> Self::Scores {
+        shared.paired::<WIDE>(r)
+    }
+}
 
 /// The calling warp's `i`-th row.
 #[inline(always)]
@@ -31,12 +65,12 @@ fn own_row(i: u32) -> u32 {
     special::tid_x_again() / 32 + i * CONSUMER_WARPS
 }
 
-impl Rows for Pair<'_> {
-    type Scores = SharedScores<false>;
+impl<S: StripScores> Rows for Pair<'_, S> {
+    type Scores = S::Scores;
 
     #[inline(always)]
     fn scores(&self, i: u32) -> Self::Scores {
-        Shared::again().scores(own_row(i))
+        S::of(Shared::again(), own_row(i))
     }
 
     #[inline(always)]
@@ -91,7 +125,7 @@ unsafe fn store_count(p: &SelectParams, r: u32, count: u32) {
 /// All consumer threads call it, converged in warps, which keep a place in a strip; its scores are complete, if anybody asks for them:
 /// they lie where nobody else writes until the warp says that it is done with them.
 #[inline(always)]
-pub unsafe fn write_lists(p: &SelectParams) {
+pub unsafe fn write_lists<const WIDE: bool>(p: &SelectParams) {
     const { assert!(ROWS == 2 * CONSUMER_WARPS) };
     // SAFETY: rows of the strip, whose lists and counts lie inside their arrays; of what is past it nothing is written. Scores in
     // device memory were stored by the same warp.
@@ -105,7 +139,12 @@ pub unsafe fn write_lists(p: &SelectParams) {
             return;
         }
         if scored & (keys <= SPAN as i32) {
-            let kept = select_rows::<_, 2>(&Pair(p), special::tid_x_again() % 32);
+            let lane = special::tid_x_again() % 32;
+            let kept = if WIDE | (p.round_bf16 != 0) {
+                select_rows::<_, 2>(&Pair::<Paired<WIDE>>(p, PhantomData), lane)
+            } else {
+                select_rows::<_, 2>(&Pair::<Single>(p, PhantomData), lane)
+            };
             unroll!(I < 2 { store_count(p, own_row(I as u32), kept[I]); });
             return;
         }

@@ -6,5 +6,8 @@ pub mod lists;
 pub mod probe;
 pub mod ring;
 pub mod scores;
+pub mod shared;
 pub mod stages;
+pub mod store;
+pub mod wide;
 pub mod work;

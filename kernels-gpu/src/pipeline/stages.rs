@@ -19,10 +19,22 @@ impl<const N: u32> Turn<N> {
         Self { stage: n % N, parity: n / N % 2 }
     }
 
+    /// This stage, in a pass of this parity.
+    #[inline(always)]
+    pub fn new(stage: u32, parity: u32) -> Self {
+        Self { stage, parity }
+    }
+
     /// Position number `n` of a ring of which only `stages` are in use, a power of two up to `N`.
     #[inline(always)]
     pub fn of(n: u32, stages: u32) -> Self {
         Self { stage: n & (stages - 1), parity: (n >> stages.trailing_zeros()) % 2 }
+    }
+
+    /// How many positions it is from the first stage of a pass of parity 0.
+    #[inline(always)]
+    pub fn number(self) -> u32 {
+        self.parity * N + self.stage
     }
 
     /// The stage.
@@ -98,6 +110,16 @@ impl<const N: u32> Stages<N> {
     pub unsafe fn wait_full(self, at: Turn<N>) {
         // SAFETY: forwarded.
         unsafe { mbarrier::wait(self.full(at), at.parity) }
+    }
+
+    /// Whether the stage is full.
+    ///
+    /// # Safety
+    /// As [`Stages::wait_full`].
+    #[inline(always)]
+    pub unsafe fn is_full(self, at: Turn<N>) -> bool {
+        // SAFETY: forwarded.
+        unsafe { mbarrier::test_wait(self.full(at), at.parity) }
     }
 
     /// As [`Stages::wait_full`] where `on`; where not, asks once, and goes on. (A branch on `on` around the wait could be moved over

@@ -191,3 +191,27 @@ pub unsafe fn test_wait(bar: SmemAddr, parity: u32) -> bool {
     }
     done != 0
 }
+
+/// As [`wait`], and what threads of other blocks of the cluster wrote before they arrived ([`super::cluster::arrive_release_if`]) is then
+/// visible, too. PTX: `mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [bar], parity`. Called by a thread.
+///
+/// # Safety
+/// As [`wait`].
+#[inline(always)]
+pub unsafe fn wait_cluster(bar: SmemAddr, parity: u32) {
+    loop {
+        let done: u32;
+        // SAFETY: the caller's obligation.
+        unsafe {
+            asm!(
+                "{{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [{bar}], {parity}; selp.u32 {done}, 1, 0, p; }}",
+                done = out(reg32) done,
+                bar = in(reg32) bar.0,
+                parity = in(reg32) parity,
+            );
+        }
+        if done != 0 {
+            return;
+        }
+    }
+}

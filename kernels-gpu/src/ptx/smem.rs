@@ -86,6 +86,18 @@ pub unsafe fn st_u32_if(at: SmemAddr, value: u32, on: u32) {
     }
 }
 
+/// Where `on` is not 0, stores 16 bits. PTX: `@p st.shared.u16 [a], v`. Called by a thread, or by a warp with some lanes `on`.
+///
+/// # Safety
+/// As [`st_u16`], for the lanes that are `on`.
+#[inline(always)]
+pub unsafe fn st_u16_if(at: SmemAddr, value: u16, on: u32) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {2}, 0; @p st.shared.u16 [{0}], {1}; }}", in(reg32) at.0, in(reg16) value, in(reg32) on);
+    }
+}
+
 /// Loads an f32. PTX: `ld.shared.f32 d, [a]`. Called by any thread.
 ///
 /// # Safety

@@ -120,6 +120,32 @@ pub unsafe fn load_4d_if(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords
     }
 }
 
+/// As [`load_4d_if`], by one lane of a warp.
+///
+/// PTX: `elect.sync _|p, -1; @p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [dst], [map, {c0, c1, c2, c3}],
+/// [bar]`. Called by a whole warp with the same operands.
+///
+/// # Safety
+/// As [`load_4d_if`]; all 32 lanes call it, converged.
+#[inline(always)]
+pub unsafe fn load_4d(dst: SmemAddr, map: TensorMapPtr, bar: SmemAddr, coords: [i32; 4]) {
+    let [c0, c1, c2, c3] = coords;
+    // SAFETY: the caller's obligation.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; elect.sync _|p, -1;",
+            "@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [{dst}], [{map}, {{{c0}, {c1}, {c2}, {c3}}}], [{bar}]; }}",
+            dst = in(reg32) dst.0,
+            map = in(reg64) map.0,
+            bar = in(reg32) bar.0,
+            c0 = in(reg32) c0,
+            c1 = in(reg32) c1,
+            c2 = in(reg32) c2,
+            c3 = in(reg32) c3,
+        );
+    }
+}
+
 /// As [`load_4d_if`], by one lane of a warp, of what nobody reads again: L2 puts it out before anything else. (Where a predicate of any
 /// other kind says which lane, ptxas makes a loop over the lanes of it.)
 ///

@@ -61,6 +61,9 @@ macro_rules! with_indices {
     (16, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 }
     };
+    (32, $then:ident $args:tt) => {
+        $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 }
+    };
     (64, $then:ident $args:tt) => {
         $then! { $args 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
         32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 }
@@ -93,6 +96,7 @@ macro_rules! keep_impl {
 }
 with_indices!(16, keep_impl(u32, 16));
 with_indices!(16, keep_impl(f32, 16));
+with_indices!(32, keep_impl(f32, 32));
 with_indices!(64, keep_impl(u32, 64));
 with_indices!(64, keep_impl(f32, 64));
 with_indices!(68, keep_impl(f32, 68));
@@ -237,6 +241,23 @@ with_indices!(
         f32,
         16,
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16",
+        "1, 1, 0, 0"
+    )
+);
+with_indices!(
+    32,
+    product_ss(
+        /// D (64 x 64, f32) = A (64 x 16, bf16, shared) * B^T (64 x 16, bf16, shared) + D where `scale_d` is not 0.
+        ///
+        /// PTX: `wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 d, a-desc, b-desc, p, 1, 1, 0, 0` (both K-major).
+        /// Called by a warpgroup.
+        ///
+        /// # Safety
+        /// As [`e4m3_m64n128k32_ss`].
+        bf16_m64n64k16_ss,
+        f32,
+        32,
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16",
         "1, 1, 0, 0"
     )
 );

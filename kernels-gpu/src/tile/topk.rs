@@ -11,7 +11,7 @@
 
 use crate::layout::select::{Row, Rule};
 use crate::ptx::{global, warp};
-pub use crate::tile::key_planes::{DeviceScores, IN_REGISTERS, Scores, SharedScores};
+pub use crate::tile::key_planes::{DeviceScores, IN_REGISTERS, PairedScores, Scores, SharedScores};
 use crate::tile::topk_long::select_long;
 pub use crate::tile::topk_rows::{Rows, Task, select_rows};
 

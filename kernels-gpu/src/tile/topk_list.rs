@@ -76,7 +76,7 @@ unsafe fn copy<S: Scores>(from: S, list: List, length: u32, lane: u32) {
         let mut entries = [0; 4];
         // SAFETY: places of the row; of what lies past the list nothing is stored.
         unsafe {
-            unroll!(U < 4 { entries[U] = from.bits(base + 32 * U as u32 + lane, base + 32 * U as u32 + lane < length); });
+            unroll!(U < 4 { entries[U] = from.entry(base + 32 * U as u32 + lane, base + 32 * U as u32 + lane < length); });
             unroll!(U < 4 {
                 let n = base + 32 * U as u32 + lane;
                 global::st_u32_if(list.at.wrapping_add(n as u64 * 4), entries[U], (n < length) as u32);

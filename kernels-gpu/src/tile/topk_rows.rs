@@ -114,7 +114,7 @@ unsafe fn search<R: Rows, const N: usize>(
         loop {
             let mut planes = planes_of_all(rows, counts, budgets, half, lane);
             if high {
-                signs = each(|i| Signs::new(&planes[i]));
+                signs = each(|i| if R::Scores::BF16 { Signs::of_bf16(&planes[i]) } else { Signs::new(&planes[i]) });
                 unroll!(I < 2 { if I < N { planes[I][15] = Signs::TOP; } });
             }
             unroll!(B < 8 { sets = step(sets, each(|i| signs[i].key_plane(planes[i][15 - B])), budgets); });
@@ -128,7 +128,7 @@ unsafe fn search<R: Rows, const N: usize>(
             unroll!(B < 8 { sets = step(sets, each(|i| signs[i].key_plane(planes[i][7 - B])), budgets); });
             let exact = exact(sets, budgets);
             let more: [bool; N] = each(|i| !exact[i] & (low_bits[i] < BF16_LOW_BIT));
-            if !high || !more.contains(&true) {
+            if R::Scores::BF16 || !high || !more.contains(&true) {
                 return (sets, exact);
             }
             (half, high) = (Half::LOW, false);

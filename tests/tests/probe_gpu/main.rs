@@ -3,6 +3,7 @@
 //! The probes are in `kernels-gpu/src/kernels/probe*.rs`; each says in its doc what it reads and writes. Data are fresh in
 //! every run, with the seed printed; set `STEM_ATTN_SEED` to repeat one.
 
+mod cluster;
 mod copy;
 mod cp_async;
 mod gather;

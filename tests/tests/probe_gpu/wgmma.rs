@@ -71,13 +71,17 @@ fn e4m3_from_shared_memory(#[values(false, true)] accumulate: bool) {
 }
 
 #[rstest]
-fn bf16_from_shared_memory(#[values(false, true)] accumulate: bool, #[values(128, 32)] n: usize) {
+fn bf16_from_shared_memory(#[values(false, true)] accumulate: bool, #[values(128, 64, 32)] n: usize) {
     let Some(gpu) = gpu() else { return };
     let mut rng = rng("wgmma_bf16_ss");
     // Up to 100: more than e4m3 holds exactly, and the sums are still whole in f32.
     let (a, b) = (integers(&mut rng, 64, 64, 100), integers(&mut rng, n, 64, 100));
     let (params, start) = start_of(accumulate);
-    let entry = if n == 32 { "probe_wgmma_bf16_ss_n32" } else { "probe_wgmma_bf16_ss" };
+    let entry = match n {
+        32 => "probe_wgmma_bf16_ss_n32",
+        64 => "probe_wgmma_bf16_ss_n64",
+        _ => "probe_wgmma_bf16_ss",
+    };
     let got = multiply(&gpu, entry, n / 2, [&image(&a, bf16_bytes), &image(&b, bf16_bytes), &[]], params);
     check_exact(&got, &product(&a, &b), start);
 }

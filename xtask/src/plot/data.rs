@@ -19,6 +19,7 @@ pub struct Speed {
     pub page: u64,
     pub q_scale: Option<String>,
     pub in_a_row: Option<u64>,
+    pub pause_ms: Option<u64>,
     pub skip: Option<f64>,
     pub preset: Option<String>,
     pub selector: Option<String>,
@@ -151,13 +152,13 @@ impl Records {
 
     /// Records of the plots' shape on the plots' GPU, or taken from a table: 32 query and 4 KV heads, pages of 64 or none, no
     /// history, the L2 cache not warm, scales of the queries tokens first, one launch at
-    /// a time. Of records that differ in nothing but the day the newest.
+    /// a time and no pauses. Of records that differ in nothing but the day the newest.
     pub fn standard(&self) -> Vec<&Speed> {
         let gpu = self.gpu();
         let mut newest: Vec<&Speed> = Vec::new();
         for r in &self.speed {
             let shape = r.bench == "gemm" || (r.hq, r.hkv, r.history) == (32, 4, 0) && matches!(r.page, 0 | 64);
-            let shape = shape && r.q_scale.as_deref() != Some("heads-first") && r.in_a_row.is_none();
+            let shape = shape && r.q_scale.as_deref() != Some("heads-first") && r.in_a_row.is_none() && r.pause_ms.is_none();
             if !shape || r.l2.as_deref() == Some("warm") || r.backend != "cuda" || (r.gpu.as_deref() != gpu && r.source.is_none()) {
                 continue;
             }
@@ -220,11 +221,12 @@ mod tests {
             line("H200", 64, 5.0, "2026-01-02").replace(r#""page""#, r#""l2":"warm","page""#),
             line("H200", 64, 6.0, "2026-01-02").replace(r#""page""#, r#""q_scale":"heads-first","page""#),
             line("H200", 64, 7.0, "2026-01-02").replace(r#""page""#, r#""in_a_row":20,"page""#),
+            line("H200", 64, 8.0, "2026-01-02").replace(r#""page""#, r#""pause_ms":20,"page""#),
             r#"{"bench":"attend","backend":"cuda","gpu":"X","hq":32,"hkv":4,"seq":8192,"skip":0.5,"peer":"p","source":"a table","ms":null}"#.into(),
             r#"{"bench":"mask","capture":"c","tokens":1,"head":0,"selector":"s","setting":"","budget":0.5,"rows":["0"],"date":"d"}"#.into(),
         ];
         records.add(&text.join("\n")).expect("records");
-        assert_eq!((records.speed.len(), records.masks.len(), records.gpu()), (8, 1, Some("H200")));
+        assert_eq!((records.speed.len(), records.masks.len(), records.gpu()), (9, 1, Some("H200")));
         let standard = records.standard();
         assert_eq!(standard.iter().map(|r| r.tflops_selected).collect::<Vec<_>>(), [Some(1.0), None]);
         assert!(records.add("{}").is_err() && records.add("x").is_err());

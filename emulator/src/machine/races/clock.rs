@@ -14,6 +14,8 @@ pub(super) struct Clock {
     seen: Vec<u32>,
     /// Ordinary accesses that a proxy fence has put before those of tensor copies and products.
     fenced: Vec<u32>,
+    /// Of what is seen, that to which only releases and acquires of the cluster, or within a block, lead.
+    far: Vec<u32>,
 }
 
 impl Clock {
@@ -27,8 +29,23 @@ impl Clock {
         at(&self.fenced, agent) >= epoch
     }
 
+    /// Whether releases and acquires between blocks are of the cluster.
+    pub(super) fn has_far(&self, agent: Agent, epoch: u32) -> bool {
+        at(&self.far, agent) >= epoch
+    }
+
     pub(super) fn set(&mut self, agent: Agent, epoch: u32) {
         raise(&mut self.seen, agent, epoch);
+    }
+
+    /// Puts what an agent did until now before what other blocks do after a release to the cluster.
+    pub(super) fn set_far(&mut self, agent: Agent, epoch: u32) {
+        raise(&mut self.far, agent, epoch);
+    }
+
+    /// What is left after a release to the block that another block acquires.
+    pub(super) fn near(self) -> Self {
+        Self { far: vec![], ..self }
     }
 
     /// Puts all that is ordered before this place before the other proxy's accesses, too.
@@ -39,6 +56,7 @@ impl Clock {
     pub(super) fn join(&mut self, other: &Self) {
         join(&mut self.seen, &other.seen);
         join(&mut self.fenced, &other.fenced);
+        join(&mut self.far, &other.far);
     }
 }
 

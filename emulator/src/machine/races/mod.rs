@@ -2,7 +2,9 @@
 //!
 //! Every lane has a clock of what is ordered before it. Arrivals at barriers release it, waits acquire it; `shfl`, votes and being
 //! of one warp order nothing. Tensor copies and products go through the async proxy: what ordinary stores wrote must pass a
-//! proxy fence before they touch it. The order in which a schedule happens to run warps does not matter here.
+//! proxy fence before they touch it. What threads store in another block's shared memory is there for others after a release to the
+//! cluster that is acquired from the cluster; other arrivals at another block's mbarrier order accesses of the own block, and copies.
+//! The order in which a schedule happens to run warps does not matter here.
 
 mod clock;
 mod note;
@@ -52,6 +54,8 @@ impl Timeline {
 
 struct Mbarrier {
     meeting: Meeting,
+    /// What those are given, beside that, who acquire from the cluster.
+    cluster: Meeting,
     /// Number of the agent of its copies.
     agent: Agent,
     /// Who initialised it, and when.
@@ -64,7 +68,7 @@ impl Races {
         let warps = blocks * warps_of_block;
         Self {
             warps: (0..warps).map(|_| Timeline { lanes: Lanes::default(), epoch: 1, product: None }).collect(),
-            shadows: (0..blocks).map(|_| Shadow::new(bytes)).collect(),
+            shadows: (0..blocks).map(|block| Shadow::new(bytes, block, warps_of_block * LANES)).collect(),
             mbarriers: HashMap::new(),
             named: (0..blocks).map(|_| Default::default()).collect(),
             cluster: Meeting::default(),
@@ -94,10 +98,16 @@ impl Races {
 
     /// What lanes know, their own epochs included; those end.
     fn release(&mut self, warp: usize, mask: u32) -> Clock {
+        let blocks = self.shadows.len();
         let Timeline { lanes, epoch, product } = &mut self.warps[warp];
         *product = None;
         let mut all = lanes.together(mask);
-        crate::isa::lanes(mask).for_each(|lane| all.set(Self::lane(warp, lane), *epoch));
+        for lane in crate::isa::lanes(mask) {
+            all.set(Self::lane(warp, lane), *epoch);
+            if blocks > 1 {
+                all.set_far(Self::lane(warp, lane), *epoch);
+            }
+        }
         *epoch += 1;
         all
     }
@@ -140,10 +150,10 @@ impl Races {
         self.warps[index].acquire(mask, &self.named[warp.block][id].done);
     }
 
-    /// Arrival at the cluster's barrier.
-    pub(super) fn arrive_cluster(&mut self, warp: &Warp, mask: u32) {
+    /// Arrival at the cluster's barrier, with a release or without.
+    pub(super) fn arrive_cluster(&mut self, warp: &Warp, mask: u32, release: bool) {
         let clock = self.release(self.warp(warp), mask);
-        self.cluster.pending.join(&clock);
+        self.cluster.pending.join(&if release { clock } else { clock.near() });
     }
 
     /// The cluster's barrier opens.
@@ -166,7 +176,7 @@ impl Races {
         });
         let agent = self.first_copy() + agent;
         let (by, epoch) = (Self::lane(warp, lane), self.warps[warp].epoch);
-        self.mbarriers.insert(at, Mbarrier { meeting: Meeting::default(), agent, by, epoch });
+        self.mbarriers.insert(at, Mbarrier { meeting: Meeting::default(), cluster: Meeting::default(), agent, by, epoch });
     }
 
     /// Whether a lane may know that an mbarrier was initialised; else who did it.
@@ -176,11 +186,18 @@ impl Races {
         if known { Ok(()) } else { Err(m.by) }
     }
 
-    /// Arrival of a lane at an mbarrier.
-    pub(super) fn arrive(&mut self, warp: &Warp, lane: usize, at: Place) {
+    /// Arrival of a lane at an mbarrier, with a release to the cluster or to the block.
+    pub(super) fn arrive(&mut self, warp: &Warp, lane: usize, at: Place, cluster: bool) {
         let clock = self.release(self.warp(warp), 1 << lane);
         if let Some(m) = self.mbarriers.get_mut(&at) {
-            m.meeting.pending.join(&clock);
+            if at.0 == warp.block {
+                m.meeting.pending.join(&clock);
+                return;
+            }
+            if cluster {
+                m.cluster.pending.join(&clock);
+            }
+            m.meeting.pending.join(&clock.near());
         }
     }
 
@@ -188,14 +205,18 @@ impl Races {
     pub(super) fn phase_ends(&mut self, at: Place) {
         if let Some(m) = self.mbarriers.get_mut(&at) {
             m.meeting.open();
+            m.cluster.open();
         }
     }
 
-    /// After lanes have seen the end of a phase.
-    pub(super) fn leave_mbarrier(&mut self, warp: &Warp, mask: u32, at: Place) {
+    /// After lanes have seen the end of a phase, and acquired from the cluster or from the block.
+    pub(super) fn leave_mbarrier(&mut self, warp: &Warp, mask: u32, at: Place, cluster: bool) {
         let index = self.warp(warp);
         if let Some(m) = self.mbarriers.get(&at) {
             self.warps[index].acquire(mask, &m.meeting.done);
+            if cluster {
+                self.warps[index].acquire(mask, &m.cluster.done);
+            }
         }
     }
 
@@ -256,7 +277,7 @@ impl Races {
         self.shadows[what.at.0].touch(what.at.1, what.bytes, &what.by(agent, ticket as u32, past))
     }
 
-    /// A write by a copy that counts at an mbarrier, whose phases so far are given.
+    /// An access by a copy that counts at an mbarrier, whose phases so far are given.
     fn copied(&mut self, (done, phase): (Place, u64), what: &What, past: &Past) -> Result<(), Clash> {
         let Some(m) = self.mbarriers.get_mut(&done) else { return Ok(()) };
         let (agent, epoch) = (m.agent, phase as u32 + 1);

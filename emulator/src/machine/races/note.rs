@@ -1,7 +1,7 @@
 //! Accesses of a cluster, noted one by one, and races in words.
 
 use super::clock::Past;
-use super::shadow::Clash;
+use super::shadow::{Clash, Lack};
 use super::{Place, What};
 use crate::fault::{Result, fault};
 use crate::machine::SHARED_BASE;
@@ -23,7 +23,7 @@ impl Cluster<'_> {
         result.or_else(|clash| self.complain(&format!("a product of group {}", warp.index / 4), what, &clash))
     }
 
-    /// Notes what a copy writes.
+    /// Notes what a copy writes, or reads of shared memory.
     pub(in crate::machine) fn touch_by_copy(&mut self, done: Place, what: &What, past: Option<&Past>) -> Result<()> {
         let (Some(races), Some(past)) = (&mut self.races, past) else { return Ok(()) };
         let phase = self.blocks[done.0].mbarriers.get(&done.1).map_or(0, |m| m.phase);
@@ -52,7 +52,11 @@ impl Cluster<'_> {
         // The instruction that runs is named by whoever reports this.
         let here = if what.pc == self.pc { String::new() } else { source(what.pc) };
         let name = self.races.as_ref().map_or(String::new(), |r| r.name(clash.agent));
-        let why = if clash.no_fence { "with no proxy fence between" } else { "not ordered after" };
+        let why = match clash.lacks {
+            Lack::Order => "not ordered after",
+            Lack::Fence => "with no proxy fence between",
+            Lack::Cluster => "with no release and acquire of the cluster between",
+        };
         fault!(
             "a race on shared memory at {} of block {}: {who} {} it{here}, {why} {name}, which {} it{}",
             clash.at.saturating_sub(SHARED_BASE),

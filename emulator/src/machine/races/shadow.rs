@@ -52,6 +52,8 @@ pub(in crate::machine) enum Kind {
     Product,
     /// A tensor or bulk copy, which writes through it.
     Copy,
+    /// A bulk copy, which reads through it.
+    CopySource,
 }
 
 impl Kind {
@@ -64,7 +66,7 @@ impl Kind {
     }
 
     fn through_async_proxy(self) -> bool {
-        matches!(self, Self::Product | Self::Copy)
+        matches!(self, Self::Product | Self::Copy | Self::CopySource)
     }
 }
 
@@ -79,6 +81,17 @@ pub(super) struct Access<'a> {
     pub(super) past: &'a Past,
 }
 
+/// What is missing between two accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// Any order.
+    Order,
+    /// A proxy fence.
+    Fence,
+    /// A release to the cluster that is acquired from the cluster.
+    Cluster,
+}
+
 /// What an access clashes with.
 pub(super) struct Clash {
     /// First byte of the word.
@@ -86,44 +99,59 @@ pub(super) struct Clash {
     pub(super) agent: Agent,
     pub(super) pc: u32,
     pub(super) kind: Kind,
-    /// It is ordered before, but for the proxy fence.
-    pub(super) no_fence: bool,
+    pub(super) lacks: Lack,
 }
 
 /// The words of a block's shared memory.
 #[derive(Debug)]
-pub(super) struct Shadow(Vec<Word>);
+pub(super) struct Shadow {
+    words: Vec<Word>,
+    block: usize,
+    /// Lanes of a block.
+    lanes: usize,
+}
 
 impl Shadow {
-    pub(super) fn new(bytes: usize) -> Self {
-        Self(vec![Word::default(); bytes.div_ceil(WORD as usize)])
+    pub(super) fn new(bytes: usize, block: usize, lanes: usize) -> Self {
+        Self { words: vec![Word::default(); bytes.div_ceil(WORD as usize)], block, lanes }
     }
 
     /// Notes an access, unless it is not ordered after what it must come after.
     pub(super) fn touch(&mut self, at: u32, bytes: u32, access: &Access) -> Result<(), Clash> {
         let end = at + bytes;
+        let (block, lanes) = (self.block, self.lanes);
+        // Whether the block of a lane that stored is another, so that only an order of the cluster counts. A copy over what a block stored
+        // in its own memory is the exception: there is no second copy of it to become visible later.
+        let far = |writer: Agent| {
+            let by = writer / lanes;
+            by != access.past.own.start / lanes && (by != block || !access.kind.through_async_proxy())
+        };
         for first in ((at / WORD * WORD)..end).step_by(WORD as usize) {
-            let Some(word) = self.0.get_mut((first / WORD) as usize) else { return Ok(()) };
+            let Some(word) = self.words.get_mut((first / WORD) as usize) else { return Ok(()) };
             let (low, high) = (at.max(first) - first, (end - first).min(WORD));
             let bytes = (1u8 << high) - (1u8 << low);
-            word.touch(bytes, access).map_err(|clash| Clash { at: first, ..clash })?;
+            word.touch(bytes, access, far).map_err(|clash| Clash { at: first, ..clash })?;
         }
         Ok(())
     }
 }
 
 impl Word {
-    fn touch(&mut self, bytes: u8, access: &Access) -> Result<(), Clash> {
+    fn touch(&mut self, bytes: u8, access: &Access, far: impl Fn(Agent) -> bool) -> Result<(), Clash> {
         let agent = access.agent as u32;
         let last = self.write;
         if last.epoch != 0 && last.bytes & bytes != 0 && !(last.kind == Kind::Atomic && access.kind == Kind::Atomic) {
-            let clash = |no_fence| Clash { at: 0, agent: last.agent as Agent, pc: last.pc, kind: last.kind, no_fence };
+            let clash = |lacks| Clash { at: 0, agent: last.agent as Agent, pc: last.pc, kind: last.kind, lacks };
             if !access.past.has(last.agent as Agent, last.epoch) {
-                return Err(clash(false));
+                return Err(clash(Lack::Order));
+            }
+            let stored = matches!(last.kind, Kind::Store | Kind::Atomic);
+            if stored && far(last.agent as Agent) && !access.past.clock.has_far(last.agent as Agent, last.epoch) {
+                return Err(clash(Lack::Cluster));
             }
             let crosses = access.kind.through_async_proxy() && !last.kind.through_async_proxy();
             if crosses && !access.past.clock.has_fenced(last.agent as Agent, last.epoch) {
-                return Err(clash(true));
+                return Err(clash(Lack::Fence));
             }
         }
         if !access.kind.writes() {
@@ -134,7 +162,7 @@ impl Word {
             for lane in crate::isa::lanes(read.mask) {
                 let reader = read.agents as Agent + lane;
                 if !access.past.has(reader, read.epoch) {
-                    return Err(Clash { at: 0, agent: reader, pc: read.pc, kind: Kind::Load, no_fence: false });
+                    return Err(Clash { at: 0, agent: reader, pc: read.pc, kind: Kind::Load, lacks: Lack::Order });
                 }
             }
         }

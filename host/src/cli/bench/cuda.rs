@@ -12,7 +12,8 @@ use crate::plan::{
 };
 use float8::F8E4M3;
 use half::bf16;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// One stage of one problem, everything it touches in device memory.
 pub struct CudaEngine<'a> {
@@ -183,6 +184,10 @@ impl CudaEngine<'_> {
         let stream = self.backend.stream().clone();
         let timers = (0..n).map(|_| EventTimer::new(self.backend.device())).collect::<Result<Vec<_>>>()?;
         for timer in &timers {
+            if self.job.pause > 0 {
+                stream.synchronize().map_err(driver_error("cuStreamSynchronize"))?;
+                sleep(Duration::from_millis(self.job.pause.into()));
+            }
             if let Some(flush) = &mut self.flush {
                 buffer::fill_bytes(&stream, flush, 0)?;
             }

@@ -154,6 +154,8 @@ pub struct Job<'a> {
     pub q_scale: QScaleOrder,
     /// Launches that are timed together, at least 1; the CPU takes them one by one.
     pub in_a_row: u32,
+    /// Milliseconds of idleness before each timing; only of a GPU.
+    pub pause: u32,
 }
 
 /// A stage on a backend, its inputs in place.

@@ -73,6 +73,7 @@ impl Line {
             l2: args.l2,
             q_scale: args.q_scale,
             in_a_row: args.in_a_row,
+            pause: args.pause,
         }
     }
 }
@@ -163,6 +164,7 @@ impl<'a> Measured<'a> {
             repeat,
             rounds: Some(args.rounds as usize),
             in_a_row: (args.in_a_row > 1 && !stage.on_host()).then_some(args.in_a_row as usize),
+            pause_ms: (args.pause > 0 && machine.gpu.is_some() && !stage.on_host()).then_some(args.pause as usize),
             run: Some(run.into()),
             l2: (machine.gpu.is_some() && !stage.on_host()).then(|| args.l2.name().into()),
             tflops_selected: rate(&|| self.lists.as_ref().map_or(0, |lists| shape.selected_pairs(lists))),

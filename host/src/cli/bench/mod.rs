@@ -99,6 +99,10 @@ fn show(args: &BenchArgs, machine: &Machine, rows: &[Row]) {
         }
         (_, L2::Flushed) => format!("by CUDA events after {} ms of warm-up, L2 flushed before each", line::WARM_UP.as_millis()),
     };
+    let clock = match args.pause {
+        0 => clock,
+        ms => format!("{clock}, the GPU idle for {ms} ms before"),
+    };
     say!(
         "Median of {} launches {clock}. N(0, 1) e4m3 data, scales 1.\n\
          TFLOP/s count visible (query, key) pairs, 4 x 128 each: those in kept blocks, and all of them.",
@@ -115,6 +119,9 @@ fn check(args: &BenchArgs) -> Result<StemConfig> {
         }
     }
     check_chunk(args)?;
+    if args.pause > 0 && args.l2 != L2::Flushed {
+        return Err(Error::value("pause", "0, or --l2 flushed", args.pause));
+    }
     if args.hkv == 0 || args.hq == 0 || args.hq > 1024 || !args.hq.is_multiple_of(args.hkv) {
         let got = format!("{} and {}", args.hq, args.hkv);
         return Err(Error::value("heads", "at most 1,024 query heads, a positive multiple of the KV heads", got));

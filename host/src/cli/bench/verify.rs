@@ -174,7 +174,7 @@ mod tests {
     }
 
     fn job<'a>(stage: Stage, problem: &'a Problem, config: &'a StemConfig, lists: Option<&'a BlockLists>) -> Job<'a> {
-        Job { stage, problem, config, lists, l2: L2::Warm, q_scale: QScaleOrder::default(), in_a_row: 1 }
+        Job { stage, problem, config, lists, l2: L2::Warm, q_scale: QScaleOrder::default(), in_a_row: 1, pause: 0 }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::config::select::{OCTET_BYTES, OCTETS, PARTS, QUERY_BYTES, SUM_STAGES,
 use crate::layout::octet::{sums_at, sums_of_part};
 use crate::layout::select::unit;
 use crate::pipeline::kept::{keep, kept_alike};
-use crate::pipeline::scores::Shared;
+use crate::pipeline::shared::Shared;
 use crate::pipeline::stages::Turn;
 use crate::ptx::tma::{self, TensorMapPtr};
 use crate::ptx::{SmemAddr, cp_async, fence, mbarrier, smem, special, warp};
@@ -20,7 +20,7 @@ use crate::unroll;
 /// # Safety
 /// A whole warp, converged, after the barriers' initialisation; one of the [`SUM_WARPS`] behind the consumers.
 #[inline(always)]
-pub(super) unsafe fn sum_queries(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32) {
+pub(super) unsafe fn sum_queries<const WIDE: bool>(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32) {
     let (mut strips, mut done, mut turn) = (Strips::new(p), 0u32, 0u32);
     // SAFETY: barriers are initialised.
     unsafe {
@@ -37,7 +37,7 @@ pub(super) unsafe fn sum_queries(p: &SelectParams, shared: Shared, q_map: Tensor
             keep::<0>([round, row, (done + groups * octets.count) % SUM_WARPS, groups]);
             keep::<1>(Queries::of(p, &strip, octets.first).words());
             keep::<2>([octets.first, octets.count, 0, 0]);
-            turn = sum_strip(p, shared, q_map, number, [(SUM_WARPS + number - done) % SUM_WARPS, turn]);
+            turn = sum_strip::<WIDE>(p, shared, q_map, number, [(SUM_WARPS + number - done) % SUM_WARPS, turn]);
             let [round, row, after, _] = kept_alike::<0>();
             (strips, done) = (Strips::at(p, [round, row]), after);
         }
@@ -131,7 +131,7 @@ unsafe fn fill(queries: &Queries, shared: Shared, q_map: TensorMapPtr, number: u
 /// # Safety
 /// As [`sum_queries`].
 #[inline(always)]
-unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32, [first, turn]: [u32; 2]) -> u32 {
+unsafe fn sum_strip<const WIDE: bool>(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, number: u32, [first, turn]: [u32; 2]) -> u32 {
     // SAFETY: queries are waited for before they are read, and the place of a group's sums before it is written: the products have
     // then read what was there.
     unsafe {
@@ -168,7 +168,8 @@ unsafe fn sum_strip(p: &SelectParams, shared: Shared, q_map: TensorMapPtr, numbe
             // group has been read that many before: its barrier is the one that comes as many after.
             shared.sums.wait_empty(Turn::at(at.group() + SUM_STAGES));
             let lane = special::tid_x_again() % 32;
-            let to = shared.group(Turn::at(at.group())).offset((first_octet + at.n()) * OCTET_BYTES + sums_at(lane)).0;
+            let place = sums_at::<WIDE>(lane) + (first_octet + at.n()) * OCTET_BYTES;
+            let to = shared.group::<WIDE>(Turn::at(at.group())).offset(place).0;
             let stage = |part| {
                 let stage = number * PARTS + part;
                 mbarrier::wait(shared.unit_full(stage), at.turn());
