@@ -1,15 +1,15 @@
-//! `select_stem`: four consumer warpgroups, seven warps that copy and sum queries, one that makes the value terms, and a warpgroup of which
-//! three warps have work: to copy key sums, to hand the query sums over, to look strips up.
+//! `select_stem` and `select_stem_wide`: four consumer warpgroups, seven warps that copy and sum queries, one that makes the value terms, and a
+//! warpgroup whose warps copy key sums (one, or two), hand the query sums over and look strips up.
 
 use super::{GROUP_TOKENS, GROUPS, HEAD_DIM, SUM_LEN};
-/// Query blocks of a strip, the N of its products: more need more accumulators than registers hold, fewer read the key sums
+/// Query blocks of a strip, the N of its products (in `select_stem_wide`, with those of another head, the M): more need more accumulators than registers hold, fewer read the key sums
 /// more often.
 pub const ROWS: u32 = 32;
 /// Key blocks of a span: what a strip scores at once. 32 x 1,024 f32 accumulators are half of a multiprocessor's registers.
 pub const SPAN: u32 = 1024;
-/// Key blocks of a tile: the M of one product.
+/// Key blocks of a tile: the M of one product, there the N.
 pub const TILE: u32 = 64;
-/// Consumer warpgroups; each has one tile of a stage.
+/// Consumer warpgroups; each has one tile of a stage, in `select_stem_wide` stages for itself.
 pub const CONSUMERS: u32 = 4;
 /// Key blocks of a stage.
 pub const CHUNK: u32 = CONSUMERS * TILE;
