@@ -173,7 +173,7 @@ fn bench_of_selection_and_of_a_chunk() {
 }
 
 #[test]
-fn chunks_that_cannot_be_are_refused() {
+fn chunks_and_options_that_cannot_be_are_refused() {
     for (bad, words) in [
         (&["summarize_chunk", "--seq", "300"][..], &["chunk:", "1 to 300", "8192"][..]),
         (&["summarize_chunk", "--seq", "900,300", "--chunk", "301"], &["chunk:", "1 to 300", "301"]),
@@ -182,6 +182,7 @@ fn chunks_that_cannot_be_are_refused() {
         (&["summarize_chunk", "--seq", "300", "--chunk", "100", "--history", "5"], &["history:", "summarize_chunk"]),
         (&["summarize_kv,selection", "--seq", "300", "--chunk", "100"], &["chunk:", "summarize_chunk"]),
         (&["selection", "--seq", "300", "--skip", "0.5"], &["skip:", "attend"]),
+        (&["selection", "--seq", "300", "--pause", "20"], &["pause:", "--l2 flushed"]),
     ] {
         let output = run(&[&["bench", "--backend", "cpu", "--bench"][..], bad].concat());
         let text = String::from_utf8_lossy(&output.stderr);
